@@ -1,0 +1,44 @@
+# Two commands: `make reproduce` measures and reports, `make test` checks everything.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --progress-bar off
+
+.PHONY: help reproduce reproduce-full tune report test lint clean
+
+help: ## Show the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
+
+reproduce: .venv/installed ## Run the embedded study (about 10 minutes on two cores) and report
+	@$(BIN)/gefen-bench study=reproduce
+	@$(BIN)/gefen-report runs/reproduce
+
+reproduce-full: .venv/installed ## The same at full size (up to 3 hours); its records are published
+	@$(BIN)/gefen-bench study=reproduce_full
+	@$(BIN)/gefen-report runs/reproduce_full
+
+tune: .venv/installed ## The learning-rate search behind configs/tuned/gpt2_4m.yaml
+	@$(BIN)/gefen-bench study=tune
+	@$(BIN)/python -m harness.tuning runs/tune
+
+test: .venv/installed-dev ## Lint, types, import rules and the whole test suite
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/pytest
+
+# pip works on the installed torch alone: other installers would fetch gigabytes of CUDA packages.
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one with PYTHON=...")'
+	@test -x $(BIN)/python || { echo "Creating .venv"; $(PYTHON) -m venv .venv; }
+	@echo "Installing the pinned packages into .venv (once, a few minutes)"
+	@$(PIP) -e . -c constraints.txt
+	@touch $@
+
+.venv/installed-dev: .venv/installed
+	@echo "Installing the test tools into .venv (once)"
+	@$(PIP) -e ".[dev]" -c constraints.txt
+	@touch $@
+
+clean: ## Remove the environment and caches; runs/ and results/ stay
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
