@@ -1,0 +1,1 @@
+"""Executions of the update rule; `reference` is the specification."""
