@@ -1,0 +1,1 @@
+"""Meters: bytes, seconds and loss spikes, each usable alone."""

@@ -1,0 +1,136 @@
+"""Memory: bytes of optimizer state, and the peak of each phase of a run.
+
+On CUDA the peak is the allocator's (`max_memory_allocated`, reset at the start of a phase). On
+CPU it is the kernel's high-water mark of resident memory, reset through `/proc/self/clear_refs`
+(value 5, see proc_pid_clear_refs(5)) and given as the increment over the process when the meter
+was made, that is, after its imports.
+"""
+
+import ctypes
+import gc
+import os
+import resource
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from harness.meters.storages import (
+    optimizer_held_bytes,
+    optimizer_state_bytes,
+    serialized_bytes,
+    tensors_bytes,
+)
+from harness.meters.timing import synchronize
+
+__all__ = [
+    "MemoryMeter",
+    "optimizer_held_bytes",
+    "optimizer_state_bytes",
+    "serialized_bytes",
+    "tensors_bytes",
+]
+
+VMHWM = "vmhwm"
+MAXRSS = "ru_maxrss (maximum of the whole process: phases are not separated)"
+CUDA = "cuda_allocated"
+
+
+def _status_bytes(key: str) -> int:
+    """`VmRSS` or `VmHWM` of this process in bytes; OSError where /proc does not have it."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key + ":"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"/proc/self/status has no {key}")
+
+
+def _reset_high_water_mark() -> None:
+    with open("/proc/self/clear_refs", "w") as stream:
+        stream.write("5")
+
+
+def _maximum_resident_bytes() -> int:
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _load_trim() -> Callable[[int], int] | None:
+    """glibc's malloc_trim, or None under another C library."""
+    if os.name != "posix":
+        return None
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    return trim if callable(trim) else None
+
+
+class MemoryMeter:
+    """Peak memory by phase.
+
+        meter = MemoryMeter("cpu")
+        with meter.phase("forward_backward"):
+            ...
+        meter.peaks["forward_backward"]  # bytes over meter.baseline_bytes
+
+    `peaks` and, on CUDA, `reserved` are in bytes; a phase entered again keeps its larger peak.
+    `method` says how peaks were obtained. A phase that raises (out of memory) still leaves its
+    peak. Phases do not nest.
+    """
+
+    def __init__(self, device: str | torch.device) -> None:
+        self.device = torch.device(device)
+        self.peaks: dict[str, int] = {}
+        self.reserved: dict[str, int] = {}
+        self._active: str | None = None
+        self._trim: Callable[[int], int] | None = None
+        if self.device.type == "cuda":
+            self.method, self.baseline_bytes = CUDA, 0
+            return
+        self._trim = _load_trim()
+        self._release_free_memory()
+        try:
+            _reset_high_water_mark()
+            self.baseline_bytes = _status_bytes("VmRSS")
+            _status_bytes("VmHWM")
+            self.method = VMHWM
+        except OSError:
+            self.baseline_bytes = _maximum_resident_bytes()
+            self.method = MAXRSS
+
+    def _release_free_memory(self) -> None:
+        """Give back what earlier phases freed, so that it does not count in the next peak."""
+        gc.collect()
+        if self._trim is not None:
+            self._trim(0)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Measure the peak of the body; RuntimeError inside another phase."""
+        if self._active is not None:
+            raise RuntimeError(f"memory phase {name!r} starts inside phase {self._active!r}")
+        self._active = name
+        self._begin()
+        try:
+            yield
+        finally:
+            self._active = None
+            self._end(name)
+
+    def _begin(self) -> None:
+        if self.method == CUDA:
+            synchronize(self.device)
+            torch.cuda.reset_peak_memory_stats(self.device)
+            return
+        self._release_free_memory()
+        if self.method == VMHWM:
+            _reset_high_water_mark()
+
+    def _end(self, name: str) -> None:
+        if self.method == CUDA:
+            peak = torch.cuda.max_memory_allocated(self.device)
+            reserved = torch.cuda.max_memory_reserved(self.device)
+            self.reserved[name] = max(reserved, self.reserved.get(name, 0))
+        else:
+            total = _status_bytes("VmHWM") if self.method == VMHWM else _maximum_resident_bytes()
+            peak = max(0, total - self.baseline_bytes)
+        self.peaks[name] = max(peak, self.peaks.get(name, 0))

@@ -1,0 +1,120 @@
+"""Stability of a run: loss spikes, divergence, and the size of updates."""
+
+import math
+import statistics
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+# A loss that hardly moves has a deviation near zero; rounding noise in it is no spike.
+RELATIVE_DEVIATION_FLOOR = 1e-4
+
+
+@dataclass
+class Spike:
+    """One excursion of the loss: where it began, how high it rose, how long it took to come back.
+
+    `depth` is in the unit of the loss, over the rolling median at the onset; `recovery_steps` is
+    None while the loss has not come back.
+    """
+
+    step: int
+    depth: float
+    recovery_steps: int | None = None
+
+
+class LossWatch:
+    """Counts loss spikes and notices divergence, one loss (nats per token) at a time.
+
+    A spike is a loss above the rolling median of the last `window` losses by more than
+    `spike_mads` rolling median absolute deviations; consecutive such losses are one spike. The
+    watch begins once half a window is known. A run has diverged when a loss is not finite, or
+    when `divergence_window` losses in a row lie above the first one. `diverged` stays true.
+    """
+
+    def __init__(self, window: int, spike_mads: float, divergence_window: int) -> None:
+        for name, value in (("window", window), ("divergence_window", divergence_window)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+        if not spike_mads > 0:
+            raise ValueError(f"spike_mads is {spike_mads}; it must be above 0")
+        self.window, self.spike_mads = window, spike_mads
+        self.divergence_window = divergence_window
+        self.diverged = False
+        self.spikes: list[Spike] = []
+        self._recent: deque[float] = deque(maxlen=window)
+        self._initial: float | None = None
+        self._above_initial = 0
+        self._steps = 0
+        self._reference: float | None = None  # the rolling median at the onset of an open spike
+
+    @property
+    def spikes_total(self) -> int:
+        """Number of spikes so far, an open one included."""
+        return len(self.spikes)
+
+    def update(self, loss: float) -> None:
+        """Take the loss of the next step."""
+        step, self._steps = self._steps, self._steps + 1
+        if not math.isfinite(loss):
+            self.diverged = True
+            return
+        if self._initial is None:
+            self._initial = loss
+        self._above_initial = self._above_initial + 1 if loss > self._initial else 0
+        self.diverged = self.diverged or self._above_initial >= self.divergence_window
+        self._watch_for_spike(step, loss)
+        self._recent.append(loss)
+
+    def _watch_for_spike(self, step: int, loss: float) -> None:
+        if len(self._recent) < max(2, self.window // 2):
+            return
+        median = statistics.median(self._recent)
+        spread = statistics.median(abs(value - median) for value in self._recent)
+        spread = max(spread, RELATIVE_DEVIATION_FLOOR * abs(median))
+        above = loss > median + self.spike_mads * spread
+        if above and self._reference is None:
+            self._reference = median
+            self.spikes.append(Spike(step, loss - median))
+        elif above and self._reference is not None:
+            self.spikes[-1].depth = max(self.spikes[-1].depth, loss - self._reference)
+        elif self._reference is not None:
+            self.spikes[-1].recovery_steps = step - self.spikes[-1].step
+            self._reference = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on after a checkpoint, as plain values."""
+        return {
+            "diverged": self.diverged,
+            "spikes": [asdict(spike) for spike in self.spikes],
+            "recent": list(self._recent),
+            "initial": self._initial,
+            "above_initial": self._above_initial,
+            "steps": self._steps,
+            "reference": self._reference,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        self.diverged = state["diverged"]
+        self.spikes = [Spike(**spike) for spike in state["spikes"]]
+        self._recent = deque(state["recent"], maxlen=self.window)
+        self._initial, self._above_initial = state["initial"], state["above_initial"]
+        self._steps, self._reference = state["steps"], state["reference"]
+
+
+def update_rms(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> float:
+    """Root mean square of `after - before` over all elements of two lists of tensors.
+
+    Tensors pair up by position and have equal shapes; any dtype, summed in float64 (float32 parts).
+    Returns 0.0 for no elements. Raises ValueError when the lists differ in length.
+    """
+    total, count = 0.0, 0
+    for old, new in zip(before, after, strict=True):
+        difference = new.detach().float() - old.detach().float()
+        total += float(difference.square().sum(dtype=torch.float64))
+        count += difference.numel()
+    return math.sqrt(total / count) if count else 0.0

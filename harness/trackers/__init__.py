@@ -1,0 +1,26 @@
+"""Trackers mirror the store for dashboards: wandb, or none."""
+
+from collections.abc import Callable
+
+from harness.errors import UserError
+from harness.schema import TrackerConfig
+from harness.trackers.base import GuardedTracker, NullTracker, RunInfo, Tracker
+from harness.trackers.wandb_tracker import WandbTracker
+
+__all__ = ["GuardedTracker", "NullTracker", "RunInfo", "Tracker", "make_tracker"]
+
+BACKENDS: dict[str, Callable[[TrackerConfig, RunInfo], Tracker]] = {"wandb": WandbTracker}
+
+
+def make_tracker(config: TrackerConfig, run: RunInfo) -> Tracker:
+    """The tracker of one run, not yet started; `UserError` for an unknown name.
+
+    Nothing is imported or opened before `start`, which belongs outside timed regions.
+    """
+    if config.name == "none":
+        return NullTracker()
+    backend = BACKENDS.get(config.name)
+    if backend is None:
+        allowed = ", ".join(["none", *BACKENDS])
+        raise UserError(f"tracker.name is {config.name!r}; allowed are {allowed}.")
+    return GuardedTracker(config.name, lambda: backend(config, run))

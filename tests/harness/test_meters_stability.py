@@ -1,0 +1,117 @@
+"""LossWatch on planted spikes, NaN and rising losses; update RMS against numpy."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness.meters.stability import LossWatch, Spike, update_rms
+
+
+def feed(watch: LossWatch, losses: list[float]) -> LossWatch:
+    for loss in losses:
+        watch.update(loss)
+    return watch
+
+
+def falling_loss(steps: int, seed: int = 0) -> np.ndarray:
+    noise = np.random.default_rng(seed).normal(0, 0.02, steps)
+    return 4 + 4 * np.exp(-np.arange(steps) / 100) + noise
+
+
+def test_planted_spikes_are_found_with_depth_and_recovery() -> None:
+    losses = falling_loss(400)
+    clean = losses.copy()
+    losses[150] += 1.5
+    losses[300:306] += [0.8, 1.6, 1.2, 0.9, 0.8, 0.7]
+    watch = feed(LossWatch(50, 8.0, 50), losses.tolist())
+    assert [(spike.step, spike.recovery_steps) for spike in watch.spikes] == [(150, 1), (300, 6)]
+    assert watch.spikes[0].depth == pytest.approx(losses[150] - np.median(clean[100:150]))
+    assert watch.spikes[1].depth == pytest.approx(losses[301] - np.median(clean[250:300]))
+    assert watch.spikes_total == 2
+    assert not watch.diverged
+    assert feed(LossWatch(50, 8.0, 50), clean.tolist()).spikes_total == 0
+
+
+def test_open_spike_has_no_recovery() -> None:
+    watch = feed(LossWatch(10, 8.0, 50), [*falling_loss(30), 9.0])
+    assert watch.spikes_total == 1
+    assert watch.spikes[0].recovery_steps is None
+
+
+def test_rounding_noise_on_a_flat_loss_is_no_spike() -> None:
+    flat = [2.0, 2.0 + 1e-7] * 50
+    assert feed(LossWatch(20, 8.0, 50), flat).spikes_total == 0
+    assert feed(LossWatch(20, 8.0, 50), [*flat, 2.01]).spikes_total == 1
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.floats(0.5, 20), st.integers(0, 5))
+def test_spikes_do_not_depend_on_the_scale_of_the_loss(scale: float, seed: int) -> None:
+    losses = falling_loss(450, seed)[300:]
+    losses[[60, 100]] += 1.0
+    plain = feed(LossWatch(40, 8.0, 50), losses.tolist())
+    scaled = feed(LossWatch(40, 8.0, 50), (losses * scale).tolist())
+    assert [spike.step for spike in plain.spikes] == [spike.step for spike in scaled.spikes]
+    assert {60, 100} <= {spike.step for spike in plain.spikes}
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_non_finite_loss_is_divergence_and_stays_so(bad: float) -> None:
+    watch = feed(LossWatch(10, 8.0, 20), [3.0, 2.9])
+    assert not watch.diverged
+    watch.update(bad)
+    assert watch.diverged
+    assert feed(watch, [2.8] * 30).diverged
+
+
+def test_rising_loss_diverges_only_after_a_whole_window() -> None:
+    rising = [5.0, 4.0, *np.linspace(5.1, 9.0, 20)]
+    watch = feed(LossWatch(10, 8.0, 20), rising[:-1])
+    assert not watch.diverged
+    watch.update(rising[-1])
+    assert watch.diverged
+    interrupted = [5.0, *[6.0] * 19, 5.0, *[6.0] * 19]
+    assert not feed(LossWatch(10, 8.0, 20), interrupted).diverged
+
+
+def test_watch_goes_on_after_a_checkpoint() -> None:
+    losses = falling_loss(200)
+    losses[[70, 99, 100, 150]] += 2.0
+    whole = feed(LossWatch(30, 8.0, 40), losses.tolist())
+    first = feed(LossWatch(30, 8.0, 40), losses[:100].tolist())
+    second = LossWatch(30, 8.0, 40)
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    feed(second, losses[100:].tolist())
+    assert second.spikes == whole.spikes
+    assert second.state_dict() == whole.state_dict()
+    assert whole.spikes[1] == Spike(99, whole.spikes[1].depth, 2)
+
+
+@pytest.mark.parametrize("arguments", [(0, 8.0, 5), (5, 0.0, 5), (5, math.nan, 5), (5, 8.0, 0)])
+def test_bad_settings_are_refused(arguments: tuple[int, float, int]) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        LossWatch(*arguments)
+
+
+def test_update_rms_equals_numpy() -> None:
+    generator = np.random.default_rng(0)
+    shapes = [(3, 4), (5,), ()]
+    before = [generator.normal(size=shape) for shape in shapes]
+    change = [generator.normal(size=shape) * 1e-2 for shape in shapes]
+    expected = math.sqrt(np.mean(np.concatenate([np.ravel(c) for c in change]) ** 2))
+    old = [torch.tensor(b) for b in before]
+    new = [torch.tensor(b + c) for b, c in zip(before, change, strict=True)]
+    assert update_rms(old, new) == pytest.approx(expected, rel=1e-4)
+    assert update_rms([], []) == 0.0
+    with pytest.raises(ValueError, match="shorter"):
+        update_rms(old, new[:-1])
+
+
+def test_update_rms_of_bfloat16_is_summed_in_float() -> None:
+    old = torch.zeros(100_000, dtype=torch.bfloat16)
+    assert update_rms([old], [old + 0.5]) == pytest.approx(0.5, rel=1e-6)
