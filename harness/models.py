@@ -1,0 +1,246 @@
+"""Decoder language models: GPT-2 and Llama shapes from scratch, or a pretrained one by path.
+
+Importing this module needs neither torch nor transformers; building a model does.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from harness.data.hub_access import check_repository
+from harness.errors import UserError
+from harness.schema import ModelConfig
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+_LLAMA_MULTIPLE = 256
+
+
+@dataclass(frozen=True)
+class ParameterSpec:
+    """Name, shape and `requires_grad` of one parameter; a tied one appears once."""
+
+    name: str
+    shape: tuple[int, ...]
+    trainable: bool
+
+
+def check(config: ModelConfig) -> None:
+    """Answer what a user can get wrong in the model group, without importing torch.
+
+    Raises:
+        UserError: unknown family, sizes that do not divide, a path that cannot be loaded.
+    """
+    if config.path is not None:
+        if not Path(config.path).exists():
+            check_repository(config.path, "model", "model.path")
+        elif not (Path(config.path) / "config.json").is_file():
+            raise UserError(f"model.path={config.path!r} is no model folder (no config.json).")
+        return
+    if config.family not in _families():
+        allowed = ", ".join(_families())
+        raise UserError(f"model.family={config.family!r} is unknown; allowed: {allowed}.")
+    for key in ("hidden_size", "layers", "heads", "max_positions"):
+        if getattr(config, key) < 1:
+            raise UserError(f"model.{key}={getattr(config, key)} must be at least 1.")
+    if config.head_size is None and config.hidden_size % config.heads:
+        raise UserError(
+            f"model.heads={config.heads} must divide model.hidden_size={config.hidden_size}."
+        )
+    if config.kv_heads is not None and (config.kv_heads < 1 or config.heads % config.kv_heads):
+        raise UserError(f"model.kv_heads={config.kv_heads} must divide model.heads={config.heads}.")
+    if config.family == "gpt2":
+        _check_gpt2(config)
+
+
+def max_positions(config: ModelConfig) -> int:
+    """Longest sequence in tokens that the model of `config` takes."""
+    if config.path is None:
+        return config.max_positions
+    limit = getattr(_pretrained_config(config.path), "max_position_embeddings", None)
+    return int(limit) if limit is not None else config.max_positions
+
+
+def build_model(config: ModelConfig, vocab_size: int, seed: int) -> "PreTrainedModel":
+    """A causal language model in float32 on the CPU, in training mode, with dropout 0.
+
+    Its weights depend on `config`, `vocab_size` and `seed` alone; torch's random state is left as
+    it was. With `path` the weights are the pretrained ones and `seed` is not used.
+
+    Args:
+        config: the model group of a run.
+        vocab_size: number of token ids of the data; used where `config.vocab_size` is null.
+        seed: seed of the initial weights.
+
+    Raises:
+        UserError: as `check`; a vocabulary smaller than the data's; a path that does not load.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    check(config)
+    with _quiet():
+        if config.path is not None:
+            return _pretrained(config.path, vocab_size)
+        shape = _shape(config, vocab_size)
+        with torch.random.fork_rng(devices=[]):
+            # Only the CPU generator: torch.manual_seed would reseed the CUDA generators too.
+            torch.default_generator.manual_seed(seed)
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(shape, dtype=torch.float32)
+    return _for_training(model)
+
+
+def meta_shapes(config: ModelConfig, vocab_size: int) -> list[ParameterSpec]:
+    """Every distinct parameter of the model, in the model's order, without allocating any.
+
+    Raises:
+        UserError: as `build_model`.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    check(config)
+    with _quiet(), torch.device("meta"):
+        if config.path is not None:
+            shape = _pretrained_config(config.path)
+        else:
+            shape = _shape(config, vocab_size)
+        model = AutoModelForCausalLM.from_config(shape, dtype=torch.float32)
+    return [
+        ParameterSpec(name, tuple(p.shape), p.requires_grad) for name, p in model.named_parameters()
+    ]
+
+
+def _families() -> "dict[str, Callable[[ModelConfig, int], PretrainedConfig]]":
+    return {"gpt2": _gpt2, "llama": _llama}
+
+
+def _shape(config: ModelConfig, vocab_size: int) -> "PretrainedConfig":
+    size = config.vocab_size if config.vocab_size is not None else vocab_size
+    if size < vocab_size:
+        raise UserError(
+            f"model.vocab_size={size} is below the {vocab_size} token ids of the data; "
+            "set it to null to take the data's."
+        )
+    return _families()[config.family](config, size)
+
+
+def _common(config: ModelConfig) -> dict[str, Any]:
+    # No token has a special role for the model: the data decides what ends a document.
+    special = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    return {
+        **special,
+        "tie_word_embeddings": config.tie_embeddings,
+        "use_cache": False,
+        "attn_implementation": "sdpa",
+    }
+
+
+def _check_gpt2(config: ModelConfig) -> None:
+    if config.kv_heads not in (None, config.heads):
+        raise UserError(
+            f"model.kv_heads={config.kv_heads} is not possible for family gpt2; set it to null."
+        )
+    if config.head_size is not None and config.head_size * config.heads != config.hidden_size:
+        raise UserError(
+            f"model.head_size={config.head_size} is not possible for family gpt2; set it to null."
+        )
+
+
+def _gpt2(config: ModelConfig, vocab_size: int) -> "PretrainedConfig":
+    from transformers import GPT2Config
+
+    return GPT2Config(
+        vocab_size=vocab_size,
+        n_positions=config.max_positions,
+        n_embd=config.hidden_size,
+        n_layer=config.layers,
+        n_head=config.heads,
+        n_inner=config.intermediate_size,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        **_common(config),
+    )
+
+
+def _llama(config: ModelConfig, vocab_size: int) -> "PretrainedConfig":
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size or _llama_intermediate(config.hidden_size),
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.kv_heads or config.heads,
+        head_dim=config.head_size or config.hidden_size // config.heads,
+        max_position_embeddings=config.max_positions,
+        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+        attention_dropout=0.0,
+        **_common(config),
+    )
+
+
+def _llama_intermediate(hidden_size: int) -> int:
+    """8/3 of the hidden size, rounded up to a multiple of 256: Llama's own rule."""
+    return -(-(8 * hidden_size // 3) // _LLAMA_MULTIPLE) * _LLAMA_MULTIPLE
+
+
+def _pretrained_config(path: str) -> "PretrainedConfig":
+    from transformers import AutoConfig
+
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.path={path!r} has no configuration that can be loaded.") from error
+    for key, value in config.to_dict().items():
+        if isinstance(value, float) and ("dropout" in key or key.endswith("pdrop")):
+            setattr(config, key, 0.0)
+    config.use_cache = False
+    return config
+
+
+def _pretrained(path: str, vocab_size: int) -> "PreTrainedModel":
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = _pretrained_config(path)
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            path, config=config, dtype=torch.float32, attn_implementation="sdpa"
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.path={path!r} cannot be loaded as a language model.") from error
+    size = cast("torch.Tensor", model.get_input_embeddings().weight).shape[0]
+    if size < vocab_size:
+        raise UserError(
+            f"model.path={path!r} knows {size} token ids, the data has {vocab_size}; "
+            "use the model's own tokenizer (data.tokenizer)."
+        )
+    return _for_training(model)
+
+
+def _for_training(model: "PreTrainedModel") -> "PreTrainedModel":
+    # Without it transformers warns about GPT-2, whose class name does not end in ForCausalLM.
+    model.loss_type = "ForCausalLM"
+    return model.train()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers without its advice and progress bars, its settings restored afterwards."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

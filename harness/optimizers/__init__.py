@@ -1,0 +1,14 @@
+"""The optimizers that can be measured: one file and one configuration for each family.
+
+Importing this package needs no torch and no optimizer library; building an optimizer does.
+"""
+
+from harness.optimizers.registry import (
+    OptimizerEntry,
+    build_optimizer,
+    check,
+    entries,
+    state_bytes,
+)
+
+__all__ = ["OptimizerEntry", "build_optimizer", "check", "entries", "state_bytes"]

@@ -1,0 +1,50 @@
+"""AdamW of PyTorch: the reference every other optimizer is compared with.
+
+Loshchilov and Hutter, "Decoupled Weight Decay Regularization", arXiv 1711.05101.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from harness.models import ParameterSpec
+from harness.optimizers.entry import OptimizerEntry
+from harness.optimizers.groups import decay_groups, elements
+from harness.schema import OptimizerConfig
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+
+_STEP_BYTES = 4
+
+
+def _build(model: "nn.Module", config: OptimizerConfig) -> "Optimizer":
+    from torch.optim import AdamW
+
+    return AdamW(
+        decay_groups(model, config.weight_decay),
+        lr=config.lr,
+        betas=(config.betas[0], config.betas[1]),
+        eps=config.eps,
+        **config.options,
+    )
+
+
+def _state_bytes(
+    config: OptimizerConfig, specs: Sequence[ParameterSpec], parameter_bytes: int
+) -> int:
+    """Two moments in the parameter's dtype (a third with amsgrad), one float32 step a tensor."""
+    moments = 3 if config.options.get("amsgrad") else 2
+    return moments * parameter_bytes * elements(specs) + _STEP_BYTES * len(specs)
+
+
+ENTRY = OptimizerEntry(
+    name="adamw",
+    source="torch.optim.AdamW",
+    summary="Adam with decoupled weight decay; two moments for every element.",
+    needs=None,
+    imports=("torch.optim",),
+    options=frozenset({"fused", "foreach", "amsgrad"}),
+    build=_build,
+    state_bytes=_state_bytes,
+)

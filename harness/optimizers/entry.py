@@ -1,0 +1,38 @@
+"""What the registry knows about an optimizer."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from harness.models import ParameterSpec
+from harness.schema import OptimizerConfig
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+
+
+@dataclass(frozen=True)
+class OptimizerEntry:
+    """One optimizer.
+
+    Attributes:
+        name: as in configs.
+        source: the implementation: package and class.
+        summary: one sentence.
+        needs: pip name of the package, None where the base install has it in any case.
+        imports: modules that building it imports (to count them before a memory baseline).
+        options: allowed keys of `OptimizerConfig.options`.
+        build: makes the optimizer for the trainable parameters of a model.
+        state_bytes: closed form of the bytes of its state after one step with a gradient for
+            every parameter, from the trainable parameters and the bytes of one parameter element.
+    """
+
+    name: str
+    source: str
+    summary: str
+    needs: str | None
+    imports: tuple[str, ...]
+    options: frozenset[str]
+    build: "Callable[[nn.Module, OptimizerConfig], Optimizer]"
+    state_bytes: Callable[[OptimizerConfig, Sequence[ParameterSpec], int], int]

@@ -1,0 +1,93 @@
+"""GaLore: Adam in a low-rank projection of the gradient of hidden matrices (pytorch_optimizer).
+
+Zhao et al., "GaLore: Memory-Efficient LLM Training by Gradient Low-Rank Projection",
+arXiv 2403.03507. Embeddings, the head, biases and norms keep plain Adam with decoupled decay, as
+in the authors' training script. Every `update_proj_gap` steps a singular value decomposition of
+each hidden matrix's gradient renews the projection: those steps are slow.
+
+`state_dict()` holds one projector object for each hidden matrix, so a checkpoint has to be read
+with `torch.load(..., weights_only=False)`.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from harness.models import ParameterSpec
+from harness.optimizers.entry import OptimizerEntry
+from harness.optimizers.groups import decay_groups, drop_empty, is_hidden_matrix
+from harness.schema import OptimizerConfig
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+
+_PROJECTION = {"update_proj_gap": 200, "scale": 0.25}
+_RANK_SHARE = 4
+
+
+def _rank(config: OptimizerConfig, named_shapes: Iterable[tuple[str, Sequence[int]]]) -> int:
+    """The `rank` option; null is a quarter of the hidden size.
+
+    The hidden size is the longest of the hidden matrices' shorter sides: every block has a square
+    or a wide matrix over the residual stream, also where keys and values are fewer.
+    """
+    rank = config.options.get("rank")
+    if rank is not None:
+        return int(rank)
+    sides = [min(shape) for name, shape in named_shapes if is_hidden_matrix(name, shape)]
+    return max(1, max(sides, default=1) // _RANK_SHARE)
+
+
+def _build(model: "nn.Module", config: OptimizerConfig) -> "Optimizer":
+    from pytorch_optimizer import GaLore
+
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    projection: dict[str, Any] = {
+        "rank": _rank(config, ((name, p.shape) for name, p in named)),
+        **{key: config.options.get(key, value) for key, value in _PROJECTION.items()},
+        "projection_type": "std",
+    }
+    hidden = [p for name, p in named if is_hidden_matrix(name, p.shape)]
+    identities = {id(p) for p in hidden}
+    groups: list[dict[str, Any]] = [
+        {"params": hidden, "weight_decay": config.weight_decay, **projection}
+    ]
+    for group in decay_groups(model, config.weight_decay):
+        rest = [p for p in group["params"] if id(p) not in identities]
+        groups.append({**group, "params": rest})
+    optimizer: Optimizer = GaLore(
+        drop_empty(groups), lr=config.lr, betas=(config.betas[0], config.betas[1]), eps=config.eps
+    )
+    return optimizer
+
+
+def _state_bytes(
+    config: OptimizerConfig, specs: Sequence[ParameterSpec], parameter_bytes: int
+) -> int:
+    """For an m x n hidden matrix with m <= n and r = min(rank, m): m r + 2 n r elements.
+
+    Those are the projection and two projected moments; every other tensor has two full moments.
+    All in the parameter's dtype; step counts are Python numbers.
+    """
+    rank = _rank(config, ((spec.name, spec.shape) for spec in specs))
+    total = 0
+    for spec in specs:
+        if is_hidden_matrix(spec.name, spec.shape):
+            short, long = sorted(spec.shape)
+            total += min(rank, short) * (short + 2 * long)
+        else:
+            total += 2 * math.prod(spec.shape)
+    return parameter_bytes * total
+
+
+ENTRY = OptimizerEntry(
+    name="galore",
+    source="pytorch_optimizer.GaLore",
+    summary="Adam in a low-rank projection of hidden matrices' gradients; plain Adam elsewhere.",
+    needs="pytorch_optimizer",
+    imports=("pytorch_optimizer",),
+    options=frozenset({"rank", *_PROJECTION}),
+    build=_build,
+    state_bytes=_state_bytes,
+)

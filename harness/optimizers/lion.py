@@ -1,0 +1,48 @@
+"""Lion: the sign of an interpolated momentum, one moment (pytorch_optimizer).
+
+Chen et al., "Symbolic Discovery of Optimization Algorithms", arXiv 2302.06675.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from harness.models import ParameterSpec
+from harness.optimizers.entry import OptimizerEntry
+from harness.optimizers.groups import decay_groups, elements
+from harness.schema import OptimizerConfig
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+
+
+def _build(model: "nn.Module", config: OptimizerConfig) -> "Optimizer":
+    from pytorch_optimizer import Lion
+
+    # Lion has no eps: config.eps is not used.
+    optimizer: Optimizer = Lion(
+        decay_groups(model, config.weight_decay),
+        lr=config.lr,
+        betas=(config.betas[0], config.betas[1]),
+        **config.options,
+    )
+    return optimizer
+
+
+def _state_bytes(
+    config: OptimizerConfig, specs: Sequence[ParameterSpec], parameter_bytes: int
+) -> int:
+    """One moment in the parameter's dtype; the step count is a Python number of the group."""
+    return parameter_bytes * elements(specs)
+
+
+ENTRY = OptimizerEntry(
+    name="lion",
+    source="pytorch_optimizer.Lion",
+    summary="Sign of an interpolated momentum with decoupled weight decay; one moment.",
+    needs="pytorch_optimizer",
+    imports=("pytorch_optimizer",),
+    options=frozenset({"foreach"}),
+    build=_build,
+    state_bytes=_state_bytes,
+)

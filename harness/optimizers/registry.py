@@ -1,0 +1,91 @@
+"""Find, check, build and size an optimizer by its name."""
+
+import importlib.util
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from harness.errors import UserError
+from harness.models import ParameterSpec
+from harness.optimizers import adamw, adamw8bit, galore, gefen, lion
+from harness.optimizers.entry import OptimizerEntry
+from harness.schema import OptimizerConfig
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+
+
+def entries() -> dict[str, OptimizerEntry]:
+    """All optimizers by name, the reference first."""
+    found = (adamw.ENTRY, adamw8bit.ENTRY, galore.ENTRY, gefen.ENTRY, lion.ENTRY)
+    return {entry.name: entry for entry in found}
+
+
+def check(config: OptimizerConfig) -> None:
+    """Answer what a user can get wrong in the optimizer group; imports no optimizer library.
+
+    Raises:
+        UserError: unknown name or option, missing package, settings out of range.
+    """
+    entry = _entry(config.name)
+    if any(importlib.util.find_spec(module.split(".")[0]) is None for module in entry.imports):
+        raise UserError(
+            f"optimizer.name={config.name!r} needs a package that is not installed: "
+            f"pip install {entry.needs or entry.name}."
+        )
+    unknown = set(config.options) - entry.options
+    if unknown:
+        allowed = ", ".join(sorted(entry.options))
+        raise UserError(
+            f"optimizer.options has {min(unknown)!r}, which {config.name} does not know; "
+            f"allowed: {allowed}."
+        )
+    if not config.lr > 0:
+        raise UserError(f"optimizer.lr={config.lr} must be above 0.")
+    if len(config.betas) != 2 or not all(0 <= beta < 1 for beta in config.betas):
+        raise UserError(f"optimizer.betas={config.betas} must be two numbers in [0, 1).")
+    if config.eps < 0 or config.weight_decay < 0:
+        raise UserError(
+            f"optimizer.eps={config.eps} and optimizer.weight_decay={config.weight_decay} "
+            "must not be negative."
+        )
+
+
+def build_optimizer(model: "nn.Module", config: OptimizerConfig) -> "Optimizer":
+    """The optimizer of `config` over the trainable parameters of `model`, on their device.
+
+    Weight decay applies to parameters with at least two dimensions.
+
+    Raises:
+        UserError: as `check`, or the implementation refuses a setting.
+    """
+    check(config)
+    try:
+        return _entry(config.name).build(model, config)
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().rstrip(".")
+        raise UserError(f"optimizer {config.name!r} refuses its settings: {reason}.") from error
+
+
+def state_bytes(
+    config: OptimizerConfig, specs: Sequence[ParameterSpec], parameter_bytes_per_element: int
+) -> int:
+    """Bytes of optimizer state in closed form, once every trainable parameter had a step.
+
+    Args:
+        config: the optimizer group of a run.
+        specs: parameters of the model, each tied one once (`harness.models.meta_shapes`).
+        parameter_bytes_per_element: 4 for float32 parameters, 2 for bfloat16.
+
+    Raises:
+        UserError: there is no optimizer of that name.
+    """
+    trainable = [spec for spec in specs if spec.trainable]
+    return _entry(config.name).state_bytes(config, trainable, parameter_bytes_per_element)
+
+
+def _entry(name: str) -> OptimizerEntry:
+    known = entries()
+    if name not in known:
+        raise UserError(f"optimizer.name={name!r} is unknown; allowed: {', '.join(known)}.")
+    return known[name]
