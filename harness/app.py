@@ -1,0 +1,151 @@
+"""`gefen-bench`: the Hydra door. Plans every cell first, then runs them in fresh processes."""
+
+import difflib
+import os
+import re
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from harness import cells, store, studies, sweep
+from harness.errors import UserError
+from harness.groups import configs_dir
+from harness.schema import RunConfig, from_dict
+
+
+def register_schema() -> None:
+    """Give Hydra the types of every key; the YAML files are merged into them."""
+    ConfigStore.instance().store(name="base_run", node=RunConfig)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of `gefen-bench`; exits 0, 1 (a cell failed), 2 (a mistake) or 130 (Ctrl-C)."""
+    if arguments is not None:
+        sys.argv[1:] = list(arguments)
+    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `gefen-bench --help | head` just ends
+    # Hydra then raises its errors, which become one sentence here, instead of printing them.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        code = _run()
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        print(f"gefen-bench: {explain(error)}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print(
+            "\ngefen-bench: stopped; finished runs are kept, the same command goes on from here.",
+            file=sys.stderr,
+        )
+        code = 130
+    sys.exit(code)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _run() -> int:
+    register_schema()
+    configs: list[RunConfig] = []
+    mistakes: list[UserError] = []
+
+    def collect(config: DictConfig) -> None:
+        # Hydra prints a header of its own for an exception that leaves the job.
+        try:
+            configs.extend(_expand(config))
+        except UserError as mistake:
+            mistakes.append(mistake)
+
+    hydra.main(version_base="1.3", config_path=str(configs_dir()), config_name="config")(collect)()
+    if mistakes:
+        raise mistakes[0]
+    if not configs:  # --help and --cfg only print
+        return 0
+    command = shlex.join(["gefen-bench", *sys.argv[1:]])
+    planned = cells.plan(configs)
+    if configs[0].launch.dry_run:
+        print(sweep.dry_run(planned))
+        return 0
+    counts = sweep.run_cells(planned, command)
+    return _conclude(planned, counts)
+
+
+def _conclude(planned: list[cells.Cell], counts: dict[str, int]) -> int:
+    ended = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+    print(f"{len(planned)} cells: {ended}. Records: {planned[0].study_dir}", file=sys.stderr)
+    return 0 if set(counts) <= set(store.RESULT_STATUSES) else 1
+
+
+def _typed(config: DictConfig) -> RunConfig:
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    return from_dict(RunConfig, plain)
+
+
+def _expand(config: DictConfig) -> list[RunConfig]:
+    """The configuration itself, or each cell of the study it names."""
+    run = _typed(config)
+    if not run.study.parts:
+        return [run]
+    choice = HydraConfig.get().runtime.choices["study"]
+    given = list(HydraConfig.get().overrides.task)
+    extra = [text for text in given if not re.match(r"[+~]*study=", text)]
+    expanded = studies.expand(run.study, str(choice), extra)
+    return [_typed(hydra.compose("config", overrides)) for overrides in expanded]
+
+
+def explain(error: Exception) -> str:
+    """One sentence for a mistake on the command line: what, which value, what is allowed."""
+    if isinstance(error, UserError):
+        return str(error)
+    text = str(error)
+    if isinstance(error, MissingConfigException):
+        found = re.search(r"Could not find '?([\w/]+)/([\w.-]+)'?", text)
+        options = re.search(
+            r"Available options in '[^']*':\s*(.*?)(?:\nConfig search|\Z)", text, re.S
+        )
+        if found and options:
+            allowed = ", ".join(options.group(1).split())
+            return f"{found.group(1)}={found.group(2)} is not known; allowed: {allowed}."
+    key = re.search(r"(?:Key|key) '([\w.]+)'(?: is not in struct| not in)", text)
+    if "Could not override" in text or key:
+        named = re.search(r"Could not override '([\w./@]+)'", text)
+        wrong = named.group(1) if named else key.group(1) if key else "?"
+        return f"Unknown key '{wrong}'{_nearest(wrong)}; `gefen-bench --cfg job` lists all keys."
+    if "Ambiguous value for argument" in text:
+        given = re.search(r"Ambiguous value for argument '([^']*)'", text)
+        return f"{given.group(1) if given else 'A list of values'} is a sweep; add -m to run it."
+    first = text.strip().splitlines()[0].rstrip(".")
+    merged = re.match(r"Error merging override (.*)", first)
+    if merged and error.__cause__:
+        return f"{merged.group(1)}: {str(error.__cause__).splitlines()[0]}."
+    return f"{first}."
+
+
+def _nearest(wrong: str) -> str:
+    """' (did you mean ...?)' when a known key looks like the unknown one."""
+    known = _keys("", OmegaConf.to_container(OmegaConf.structured(RunConfig)))
+    close = difflib.get_close_matches(wrong, known, n=1, cutoff=0.6)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def _keys(prefix: str, values: Any) -> list[str]:
+    if not isinstance(values, dict):
+        return [prefix]
+    names = [prefix] if prefix else []
+    for key, value in values.items():
+        names += _keys(f"{prefix}.{key}" if prefix else str(key), value)
+    return names
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""What a cell is: its content-addressed identity, its label, its folder, and whether it is done."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from harness import data, models, optimizers, provenance, store
+from harness.errors import UserError
+from harness.schema import DataConfig, RunConfig, from_dict, to_dict, validate
+
+# Where a run writes, what mirrors it and who started it do not change what it computes.
+NOT_IDENTITY = ("root", "cache", "tracker", "launch", "study", "part", "seed")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One planned run with everything that its identity rests on."""
+
+    id: str
+    label: str
+    config: RunConfig
+    data_hash: str
+    code_hash: str
+
+    @property
+    def study_dir(self) -> Path:
+        """Folder of the study that the cell belongs to."""
+        return Path(self.config.root) / self.config.study.name
+
+    @property
+    def directory(self) -> Path:
+        """Folder that holds the cell's record, curve, log and checkpoint."""
+        return self.study_dir / "cells" / self.id
+
+    def finished(self) -> store.Record | None:
+        """The record of an earlier run that counts as a result, or None."""
+        try:
+            record = store.read_record(self.directory)
+        except UserError:
+            return None  # absent, or torn by something other than this program: run it
+        return record if record.is_result else None
+
+
+def resolve(config: RunConfig) -> RunConfig:
+    """Fill in what defaults leave open (seeds, rate, device) so that identity is explicit.
+
+    Raises UserError when `device=cuda` is asked for and none is there.
+    """
+    validate(config)
+    return replace(
+        config,
+        optimizer=replace(
+            config.optimizer, lr=config.optimizer.lr * config.optimizer.lr_factor, lr_factor=1.0
+        ),
+        model_seed=config.seed if config.model_seed is None else config.model_seed,
+        data_seed=config.seed if config.data_seed is None else config.data_seed,
+        device=_device(config.device),
+    )
+
+
+def _device(name: str) -> str:
+    if name == "cpu":
+        return name
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    if name == "cuda":
+        raise UserError("device=cuda was asked for, but torch sees no CUDA device; use device=cpu.")
+    return "cpu"
+
+
+def cell_id(config: RunConfig, data_hash: str, code_hash: str) -> str:
+    """16 hex digits of SHA-256 over the resolved configuration, the data and the code."""
+    identity: dict[str, Any] = to_dict(config)
+    for key in NOT_IDENTITY:
+        identity.pop(key)
+    identity["data"].pop("path")  # the data hash stands for the content, wherever it lies
+    text = json.dumps([identity, data_hash, code_hash], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def label(config: RunConfig) -> str:
+    """A short name a person can tell runs apart by: model/optimizer/length/precision/lr/seed."""
+    parts = (config.model.name, config.optimizer.name, str(config.seq_len), config.precision)
+    return "/".join((*parts, f"lr{config.optimizer.lr:.3g}", f"s{config.seed}"))
+
+
+def cache_dir(config: RunConfig) -> Path:
+    """Folder of prepared data: `cache`, else GEFEN_BENCH_CACHE, else ~/.cache/gefen-bench."""
+    named = config.cache or os.environ.get("GEFEN_BENCH_CACHE")
+    return Path(named) if named else Path.home() / ".cache" / "gefen-bench"
+
+
+def plan(configs: list[RunConfig], progress: bool = True) -> list[Cell]:
+    """Check every configuration, then prepare the data, then name the cells.
+
+    All checks come before anything slow; equal cells are planned once.
+    Raises UserError with one sentence.
+    """
+    for config in configs:
+        validate(config)
+        optimizers.check(config.optimizer)
+        models.check(config.model)
+        data.check(config.data)
+    code = provenance.code_hash()
+    hashes: dict[str, str] = {}
+    cells: dict[str, Cell] = {}
+    for config in map(resolve, configs):
+        digest = _data_hash(config.data, cache_dir(config), hashes, progress)
+        cell = Cell(cell_id(config, digest, code), label(config), config, digest, code)
+        cells.setdefault(cell.id, cell)
+    return list(cells.values())
+
+
+def _data_hash(config: DataConfig, cache: Path, known: dict[str, str], progress: bool) -> str:
+    key = json.dumps(to_dict(config), sort_keys=True)
+    if key not in known:
+        known[key] = data.prepare(config, cache / "data", progress=progress).hash
+    return known[key]
+
+
+def job(cell: Cell, attempt: int, command: str) -> dict[str, Any]:
+    """The description of one attempt that the worker process reads."""
+    return {
+        "id": cell.id,
+        "label": cell.label,
+        "attempt": attempt,
+        "command": command,
+        "data_hash": cell.data_hash,
+        "code_hash": cell.code_hash,
+        "cache": str(cache_dir(cell.config)),
+        "config": to_dict(cell.config),
+    }
+
+
+def blank_record(job: dict[str, Any], device: str) -> store.Record:
+    """A record with identity and provenance, before anything was measured."""
+    config = job["config"]
+    return store.Record(
+        id=job["id"],
+        study=config["study"]["name"],
+        part=config["part"],
+        label=job["label"],
+        status="crashed",
+        attempt=job["attempt"],
+        error=None,
+        config={k: v for k, v in config.items() if k not in ("study", "launch", "root", "cache")},
+        provenance=provenance.collect(job["command"], device, job["data_hash"], job["code_hash"]),
+        metrics={},
+    )
+
+
+def job_config(job: dict[str, Any]) -> RunConfig:
+    """The typed configuration of a job."""
+    return from_dict(RunConfig, job["config"])
+
+
+def run_cell(config: RunConfig, progress: bool = True, command: str = "") -> store.Record:
+    """Run one cell in a fresh process, unless its result is already there, and return its record.
+
+    The plain-Python door to the harness; `gefen-bench` is the other one.
+    """
+    from harness import sweep
+
+    records: list[store.Record] = []
+    collect: Callable[[store.Record], None] = records.append
+    sweep.run_cells(plan([config], progress), command, progress=progress, on_record=collect)
+    return records[0]

@@ -1,0 +1,167 @@
+"""The parent's side of a cell: one fresh process, watched until it ends in a recorded status."""
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from harness import store
+from harness.cells import Cell, blank_record, job
+from harness.provenance import utc_now
+
+PROGRESS_MARK = "@progress "
+OnProgress = Callable[[dict[str, Any]], None]
+
+
+def launch(cell: Cell, command: str, on_progress: OnProgress) -> store.Record:
+    """Run `cell` in a fresh process and return its record, which is on disk by then.
+
+    Another process that runs the same cell is waited for, and its result is taken.
+    KeyboardInterrupt ends the worker, leaves an `interrupted` record and is raised again.
+    """
+    cell.directory.mkdir(parents=True, exist_ok=True)
+    with _locked(cell.directory / "lock", on_progress):
+        finished = cell.finished()
+        if finished is not None:
+            return finished
+        task = job(cell, _next_attempt(cell.directory), command)
+        store.write_json_atomic(cell.directory / "job.json", task)
+        return _run(cell, task, on_progress)
+
+
+@contextlib.contextmanager
+def _locked(path: Path, on_progress: OnProgress) -> Iterator[None]:
+    """Hold the cell's lock; the kernel frees it when this process dies, however it dies."""
+    with path.open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            on_progress({"phase": "waiting for another process that runs this cell"})
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _next_attempt(directory: Path) -> int:
+    try:
+        return int(json.loads((directory / "job.json").read_text())["attempt"]) + 1
+    except (FileNotFoundError, ValueError, KeyError):
+        return 1
+
+
+def _run(cell: Cell, task: dict[str, Any], on_progress: OnProgress) -> store.Record:
+    kills = _oom_kills()
+    started = utc_now()
+    with (cell.directory / "log.txt").open("a") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "harness.worker", str(cell.directory.resolve())],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env=_environment(cell),
+            # Ctrl-C in the terminal reaches this process alone, which then ends the worker.
+            start_new_session=True,
+        )
+        assert process.stdout is not None
+        reader = threading.Thread(
+            target=_relay, args=(process.stdout, log, on_progress), daemon=True
+        )
+        reader.start()
+        failure = None
+        try:
+            process.wait(timeout=cell.config.launch.timeout_seconds)
+        except subprocess.TimeoutExpired:
+            _kill(process)
+            limit = cell.config.launch.timeout_seconds
+            failure = ("timeout", f"Stopped after launch.timeout_seconds={limit:g}.")
+        except KeyboardInterrupt:
+            _kill(process)
+            _failed(cell, task, "interrupted", "Interrupted by the user.", started)
+            raise
+        reader.join(timeout=10)
+    record = _written(cell, task)
+    if record is not None and failure is None:
+        return record
+    status, error = failure or _explain(process.returncode, kills, cell.directory / "log.txt")
+    return _failed(cell, task, status, error, started)
+
+
+def _written(cell: Cell, task: dict[str, Any]) -> store.Record | None:
+    """The record that the worker of this attempt wrote, if it came to that."""
+    if not store.has_record(cell.directory):
+        return None
+    record = store.read_record(cell.directory)
+    return record if record.attempt == task["attempt"] else None
+
+
+def _failed(
+    cell: Cell, task: dict[str, Any], status: str, error: str, started: str
+) -> store.Record:
+    record = blank_record(task, cell.config.device)
+    record.status, record.error = status, error
+    record.provenance["started_utc"] = started
+    record.provenance["finished_utc"] = utc_now()
+    store.write_record(cell.directory, record)
+    return record
+
+
+def _relay(stream: IO[str], log: IO[str], on_progress: OnProgress) -> None:
+    """Progress lines go to the caller, whatever else a library prints goes to the log."""
+    for line in stream:
+        if line.startswith(PROGRESS_MARK):
+            with contextlib.suppress(ValueError):
+                on_progress(json.loads(line[len(PROGRESS_MARK) :]))
+        else:
+            log.write(line)
+            log.flush()
+
+
+def _kill(process: "subprocess.Popen[str]") -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _environment(cell: Cell) -> dict[str, str]:
+    environment = dict(os.environ)
+    environment["TOKENIZERS_PARALLELISM"] = "false"
+    environment["PYTHONUNBUFFERED"] = "1"
+    # cuBLAS is deterministic only with a fixed workspace.
+    environment.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    if cell.config.model.path is None and cell.config.data.source != "hub":
+        environment["HF_HUB_OFFLINE"] = "1"
+    if cell.config.threads is not None:
+        environment["OMP_NUM_THREADS"] = str(cell.config.threads)
+    # The worker must find this very code, also when started from another folder.
+    here = str(Path(__file__).resolve().parents[1])
+    environment["PYTHONPATH"] = os.pathsep.join(
+        path for path in (here, environment.get("PYTHONPATH")) if path
+    )
+    return environment
+
+
+def _oom_kills() -> int:
+    """How many processes the kernel has ended for lack of memory since boot (0 if unknown)."""
+    try:
+        lines = Path("/proc/vmstat").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
+
+
+def _explain(code: int, kills_before: int, log: Path) -> tuple[str, str]:
+    """Status and sentence for a worker that ended without a record."""
+    # The counter is written by the kernel a moment after the process is gone.
+    time.sleep(0.1)
+    if code == -signal.SIGKILL and _oom_kills() > kills_before:
+        return "oom", "The kernel ended the worker for lack of memory."
+    if code < 0:
+        return "crashed", f"The worker was ended by signal {signal.Signals(-code).name}."
+    return "crashed", f"The worker ended with exit code {code} and no record; see {log.name}."

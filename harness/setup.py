@@ -1,0 +1,172 @@
+"""What every task starts from: device, seeds, data, model, optimizer and meters."""
+
+import importlib
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import numpy as np
+import psutil
+import torch
+from torch import nn
+
+from harness import data, models, optimizers
+from harness.meters.memory import (
+    MemoryMeter,
+    optimizer_held_bytes,
+    optimizer_state_bytes,
+    serialized_bytes,
+    tensors_bytes,
+)
+from harness.schema import RunConfig
+from harness.trackers import Tracker
+
+Row = tuple[int, int, float, str, float]  # step, tokens, train_seconds, key, value
+
+
+@dataclass
+class Outcome:
+    """How a task ended: status, one-sentence error, flat metrics, and the rows of the curve."""
+
+    status: str
+    metrics: dict[str, Any]
+    rows: list[Row] = field(default_factory=list)
+    error: str | None = None
+
+
+@dataclass
+class Setup:
+    """A built cell before its first step."""
+
+    config: RunConfig
+    job: dict[str, Any]
+    directory: Path
+    report: Callable[..., None]
+    accelerator: accelerate.Accelerator
+    corpus: data.Corpus
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    meter: MemoryMeter
+    tracker: Tracker
+    startup_seconds: float
+
+    @classmethod
+    def build(
+        cls,
+        config: RunConfig,
+        job: dict[str, Any],
+        directory: Path,
+        report: Callable[..., None],
+        tracker: Tracker,
+    ) -> "Setup":
+        """Seed, load data, build model and optimizer; the memory baseline follows the imports."""
+        accelerator = _accelerator(config)
+        _make_deterministic(config)
+        for package in optimizers.entries()[config.optimizer.name].imports:
+            importlib.import_module(package)
+        meter = MemoryMeter(accelerator.device)
+        report(phase="loading data and model")
+        corpus = data.prepare(config.data, Path(job["cache"]) / "data", progress=False)
+        with meter.phase("model"):
+            model = build_model(config, corpus.vocab_size, accelerator.device)
+            optimizer = optimizers.build_optimizer(model, config.optimizer)
+        return cls(
+            config=config,
+            job=job,
+            directory=directory,
+            report=report,
+            accelerator=accelerator,
+            corpus=corpus,
+            model=model,
+            optimizer=optimizer,
+            meter=meter,
+            tracker=tracker,
+            startup_seconds=time.time() - psutil.Process().create_time(),
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives."""
+        return self.accelerator.device
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens that one optimizer step reads."""
+        return self.config.seq_len * self.config.micro_batch * self.config.grad_accumulation
+
+    def micro_batch(self, step: int, index: int) -> torch.Tensor:
+        """Token ids (micro_batch, seq_len) int64 for one forward pass of one optimizer step.
+
+        A pure function of data seed, step and index, so that a resumed run sees the same text.
+        """
+        config = self.config
+        tokens = self.corpus.tokens("train")
+        count = config.grad_accumulation
+        ids = data.batch(
+            tokens, config.seq_len, config.micro_batch, config.data_seed or 0, step * count + index
+        )
+        return torch.from_numpy(ids).to(self.device)
+
+    def loss(self, ids: torch.Tensor) -> torch.Tensor:
+        """Mean next-token cross entropy in nats over ids (batch, seq_len), a 0-d float32 tensor."""
+        with self.accelerator.autocast():
+            result: torch.Tensor = self.model(input_ids=ids, labels=ids).loss
+        return result
+
+    def byte_metrics(self) -> dict[str, Any]:
+        """Counted, predicted and serialised bytes; call when state and gradients exist."""
+        parameters = list(self.model.parameters())
+        count = sum(p.numel() for p in parameters)
+        state = optimizer_state_bytes(self.optimizer)
+        specs = [
+            models.ParameterSpec(name, tuple(p.shape), p.requires_grad)
+            for name, p in self.model.named_parameters()
+        ]
+        return {
+            "parameters": count,
+            "parameter_bytes": tensors_bytes(parameters),
+            "gradient_bytes": tensors_bytes(p.grad for p in parameters if p.grad is not None),
+            "optimizer_state_bytes": state,
+            # Tables beside the state, such as decoding tables, are named apart.
+            "optimizer_tables_bytes": optimizer_held_bytes(self.optimizer) - state,
+            "optimizer_state_predicted_bytes": optimizers.state_bytes(
+                self.config.optimizer, specs, parameters[0].element_size()
+            ),
+            "optimizer_checkpoint_bytes": serialized_bytes(self.optimizer.state_dict()),
+            "state_bytes_per_parameter": state / count,
+            "baseline_bytes": self.meter.baseline_bytes,
+            "startup_seconds": self.startup_seconds,
+        }
+
+
+def build_model(config: RunConfig, vocab_size: int, device: torch.device) -> nn.Module:
+    """The cell's model on its device, bf16 throughout where precision says `bf16_pure`."""
+    model: nn.Module = models.build_model(config.model, vocab_size, config.model_seed or 0)
+    if config.precision == "bf16_pure":
+        model = model.to(torch.bfloat16)
+    return model.to(device).train()
+
+
+def _accelerator(config: RunConfig) -> accelerate.Accelerator:
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    return accelerate.Accelerator(
+        mixed_precision="bf16" if config.precision == "bf16_mixed" else "no",
+        cpu=config.device == "cpu",
+    )
+
+
+def _make_deterministic(config: RunConfig) -> None:
+    """Fixed seeds and deterministic kernels: the same cell gives the same losses, bit for bit."""
+    seed = config.model_seed or 0
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    # warn_only: a kernel without a deterministic form is better measured than refused.
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # Filling fresh memory is meant for debugging and would cost time in every step.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -1,0 +1,116 @@
+"""One cell in this fresh process: build, run the task, write the record.
+
+The parent (`harness.launcher`) starts it and records what this process cannot: its own death.
+"""
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from harness import store
+from harness.cells import blank_record, job_config
+from harness.errors import UserError
+from harness.launcher import PROGRESS_MARK
+from harness.provenance import code_hash, utc_now
+from harness.schema import RunConfig
+from harness.trackers import RunInfo, Tracker, make_tracker
+
+PR_SET_PDEATHSIG = 1
+
+
+def main() -> int:
+    """Run the job described in `<folder>/job.json`; the record says how it ended."""
+    _die_with_parent()
+    directory = Path(sys.argv[1])
+    job = json.loads((directory / "job.json").read_text())
+    config = job_config(job)
+    record = blank_record(job, config.device)
+    tracker = make_tracker(config.tracker, _run_info(config, job, directory))
+    try:
+        outcome = _run_task(config, job, directory, tracker)
+        record.status, record.error = outcome.status, outcome.error
+        record.metrics = outcome.metrics
+        store.write_curve(directory, outcome.rows)
+    except BaseException as error:
+        traceback.print_exc()
+        record.status, record.error = _status_of(error), _sentence(error)
+    # Collected again: the libraries that the task loaded now say what they run on.
+    record.provenance = {
+        **blank_record(job, config.device).provenance,
+        "started_utc": record.provenance["started_utc"],
+        "finished_utc": utc_now(),
+    }
+    store.write_record(directory, record)
+    (directory / "checkpoint.pt").unlink(missing_ok=True)
+    # After the record: a slow or broken dashboard must not cost a result.
+    tracker.summary({k: v for k, v in record.metrics.items() if not isinstance(v, list)})
+    tracker.finish(record.status)
+    return 0
+
+
+def _run_info(config: RunConfig, job: dict[str, Any], directory: Path) -> RunInfo:
+    """How the run shows on a dashboard ."""
+    kind = {"memory": "memory", "pretrain": "train"}[config.task.kind]
+    tags = [config.optimizer.name, config.model.name, f"seq{config.seq_len}"]
+    return RunInfo(
+        id=f"{job['id']}-{job['attempt']}",
+        name=job["label"],
+        group=config.study.name,
+        job_type="tune" if config.part == "tune" else kind,
+        tags=[*tags, config.data.name, config.device],
+        config=job["config"],
+        directory=directory.parents[1],
+    )
+
+
+def _die_with_parent() -> None:
+    """Ask Linux to end this process when its parent is gone, so that no run is orphaned."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _run_task(config: RunConfig, job: dict[str, Any], directory: Path, tracker: Tracker) -> Any:
+    if code_hash() != job["code_hash"]:
+        raise UserError("The code changed after the run was planned; start the command again.")
+    # Imported here: a broken import must end as a recorded crash too.
+    from harness.memory_task import run_memory
+    from harness.setup import Setup
+    from harness.training import run_pretraining
+
+    setup = Setup.build(config, job, directory, report, tracker)
+    tracker.start()
+    task = {"memory": run_memory, "pretrain": run_pretraining}[config.task.kind]
+    return task(setup)
+
+
+def report(**values: Any) -> None:
+    """Tell the parent how far the cell is (one line on stdout)."""
+    print(PROGRESS_MARK + json.dumps(values), flush=True)
+
+
+def _status_of(error: BaseException) -> str:
+    """`oom` for every form in which running out of memory shows, else `crashed`."""
+    text = str(error).lower()
+    names = {kind.__name__ for kind in type(error).__mro__}
+    shortage = ("not enough memory", "out of memory", "can't allocate memory")
+    if "MemoryError" in names or "OutOfMemoryError" in names or any(s in text for s in shortage):
+        return "oom"
+    return "interrupted" if isinstance(error, KeyboardInterrupt) else "crashed"
+
+
+def _sentence(error: BaseException) -> str:
+    first = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first}"[:500]
+
+
+if __name__ == "__main__":
+    code = main()
+    # Skips the slow teardown of libraries; everything that matters is on disk.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

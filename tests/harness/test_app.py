@@ -1,0 +1,144 @@
+"""The command line: help, one sentence and exit code 2 for a mistake, sweeps, studies."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from harness import store
+
+TINY = [
+    "model=gpt2_tiny",
+    "data=text_files",
+    "data.tokenizer=bytes",
+    "data.vocab_size=257",
+    "seq_len=32",
+    "micro_batch=2",
+    "task.steps=6",
+    "task.warmup_steps=1",
+    "task.eval_every_steps=3",
+    "task.eval_tokens=128",
+    "device=cpu",
+    "threads=1",
+    "tracker=none",
+]
+
+
+def bench(*arguments: str, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
+    """Run gefen-bench as a person would, in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "harness.app", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        timeout=250,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["optimizer=adamq"], "optimizer=adamq is not known; allowed: adamw"),
+        (["seq_len=4096"], "seq_len=4096 is longer than the 1024 positions of model gpt2_4m"),
+        (["-m", "seq_len=64,4096"], "seq_len=4096 is longer than the 1024 positions"),
+        (["seq_lne=64"], "Unknown key 'seq_lne' (did you mean 'seq_len'?)"),
+        (["optimizer.lr=fast"], "optimizer.lr=fast: Value 'fast'"),
+        (["seed=0,1"], "seed=0,1 is a sweep; add -m"),
+        (["data=hub", "data.path=no-one/no-such-data"], "no-one/no-such-data"),
+        (["data=text_files", "data.path=/no/such/folder"], "/no/such/folder"),
+        (["study=nothing"], "study=nothing is not known; allowed: adhoc"),
+        (["precision=fp4"], "precision=fp4 is not known; allowed: fp32, bf16_mixed, bf16_pure"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_code_2(
+    arguments: list[str], sentence: str, tmp_path: Path
+) -> None:
+    answer = bench(*arguments, f"root={tmp_path / 'runs'}")
+    assert answer.returncode == 2, answer.stderr
+    assert sentence in answer.stderr
+    assert len(answer.stderr.strip().splitlines()) == 1, answer.stderr
+    assert not list(tmp_path.rglob("cells"))
+
+
+def test_nothing_heavy_is_imported_before_a_mistake_is_answered(tmp_path: Path) -> None:
+    code = (
+        "import sys, harness.app\n"
+        "try: harness.app.main(['seq_len=4096'])\n"
+        "except SystemExit as stop: print(stop.code)\n"
+        "print([n for n in ('torch', 'transformers', 'datasets', 'wandb') if n in sys.modules])\n"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert answer.stdout.split("\n")[:2] == ["2", "[]"], answer.stdout + answer.stderr
+
+
+def test_help_and_the_job_work_from_another_folder(tmp_path: Path) -> None:
+    text = bench("--help", cwd=tmp_path).stdout
+    for word in ("gefen-bench -m optimizer=adamw,gefen", "gpt2_124m", "reproduce", "tracker=none"):
+        assert word in text
+    job = bench("optimizer=gefen", "--cfg", "job", cwd=tmp_path).stdout
+    assert "name: gefen" in job
+    assert "seq_len: 256" in job
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_sweep_runs_keeps_and_goes_on(text_folder: Path, tmp_path: Path) -> None:
+    data = [f"data.path={text_folder}", f"cache={tmp_path / 'cache'}", f"root={tmp_path / 'runs'}"]
+    sweep = ["-m", "optimizer=adamw,gefen", "seed=0,1", *TINY, *data]
+    plan = bench(*sweep, "launch.dry_run=true")
+    assert "4 cells, 4 to run." in plan.stdout, plan.stderr
+    first = bench(*sweep)
+    assert first.returncode == 0, first.stderr
+    assert "4 cells: 4 done." in first.stderr
+    study, records = store.load_study(tmp_path / "runs" / "adhoc")
+    assert [cell["label"].split("/")[1] for cell in study["cells"]] == ["adamw"] * 2 + ["gefen"] * 2
+    assert {record.status for record in records} == {"done"}
+    again = bench(*sweep)
+    assert again.stderr.count("(kept)") == 4
+    assert [r.attempt for r in store.load_study(tmp_path / "runs" / "adhoc")[1]] == [1] * 4
+
+
+def test_a_failed_cell_is_told_by_the_exit_code(text_folder: Path, tmp_path: Path) -> None:
+    data = [f"data.path={text_folder}", f"cache={tmp_path / 'cache'}", f"root={tmp_path / 'runs'}"]
+    answer = bench(*TINY, *data, "launch.timeout_seconds=0.2")
+    assert answer.returncode == 1
+    assert "timeout" in answer.stderr
+
+
+def test_ctrl_c_leaves_an_interrupted_record(text_folder: Path, tmp_path: Path) -> None:
+    data = [f"data.path={text_folder}", f"cache={tmp_path / 'cache'}", f"root={tmp_path / 'runs'}"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "harness.app", *TINY, *data, "task.steps=100000"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "runs").glob("adhoc/cells/*/job.json")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        time.sleep(0.05)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "finished runs are kept" in errors
+    (path,) = (tmp_path / "runs").glob("adhoc/cells/*/record.json")
+    record = json.loads(path.read_text())
+    assert record["status"] == "interrupted"
+
+
+def test_every_study_plans_cells_that_validate(tmp_path: Path) -> None:
+    for name, counts in {"reproduce": 7, "reproduce_full": 35, "tune": 20}.items():
+        answer = bench(f"study={name}", "launch.dry_run=true", f"root={tmp_path / 'runs'}")
+        assert answer.returncode == 0, answer.stderr
+        lines = answer.stdout.strip().splitlines()
+        assert lines[-1] == f"{counts} cells, {counts} to run."
+        ids = [line.split()[0] for line in lines[:-1]]
+        assert len(set(ids)) == counts
+        assert all(re.fullmatch(r"[0-9a-f]{16}", cell) for cell in ids)

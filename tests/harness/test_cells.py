@@ -1,0 +1,179 @@
+"""Identity, skipping, failures and resumption of cells, on real worker processes."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from harness import cells, store
+from harness.schema import DataConfig, RunConfig, to_dict
+
+MakeRun = Callable[..., RunConfig]
+
+
+def evaluation_losses(directory: Path) -> list[tuple[int, float]]:
+    """(step, loss) of every evaluation of a finished cell."""
+    curve: pd.DataFrame = store.read_curve(directory)
+    rows = curve[curve["key"] == "eval/loss"]
+    return list(zip(rows["step"], rows["value"], strict=True))
+
+
+def test_identity_ignores_where_and_how_but_not_what(make_run: MakeRun) -> None:
+    base = cells.resolve(make_run())
+    name = cells.cell_id(base, "data", "code")
+    same = dataclasses.replace(base, root="elsewhere", cache=None, part="other")
+    assert cells.cell_id(same, "data", "code") == name
+    others = [
+        dataclasses.replace(base, seq_len=16),
+        dataclasses.replace(base, model_seed=5),
+        dataclasses.replace(base, optimizer=dataclasses.replace(base.optimizer, lr=1e-2)),
+        dataclasses.replace(base, data=dataclasses.replace(base.data, vocab_size=300)),
+    ]
+    names = {cells.cell_id(other, "data", "code") for other in others}
+    names |= {cells.cell_id(base, "data2", "code"), cells.cell_id(base, "data", "code2")}
+    assert len(names | {name}) == 7
+
+
+def test_equal_seeds_are_one_cell_however_they_are_spelt(make_run: MakeRun) -> None:
+    spelt = [make_run(seed=3), make_run(seed=3, model_seed=3), make_run(seed=3, data_seed=3)]
+    assert len(cells.plan(spelt, progress=False)) == 1
+
+
+def test_factor_and_rate_name_the_same_run(make_run: MakeRun) -> None:
+    plain = make_run()
+    doubled = dataclasses.replace(plain.optimizer, lr_factor=2.0)
+    written_out = dataclasses.replace(plain.optimizer, lr=plain.optimizer.lr * 2)
+    configs = [dataclasses.replace(plain, optimizer=o) for o in (doubled, written_out)]
+    assert len(cells.plan(configs, progress=False)) == 1
+
+
+def test_a_run_leaves_a_whole_record_and_is_kept(make_run: MakeRun) -> None:
+    config = make_run()
+    record = cells.run_cell(config, progress=False, command="a test")
+    metrics = record.metrics
+    assert record.status == "done", record.error
+    assert metrics["steps"] == 12
+    assert metrics["tokens"] == 12 * 32 * 4
+    assert metrics["optimizer_state_bytes"] == metrics["optimizer_state_predicted_bytes"]
+    assert metrics["final_eval_loss"] < metrics["initial_eval_loss"]
+    assert metrics["first_step_seconds"] > 0
+    assert 0 < metrics["step_p10_seconds"] <= metrics["step_median_seconds"]
+    assert record.provenance["finished_utc"] >= record.provenance["started_utc"]
+    assert record.provenance["command"] == "a test"
+    path = Path(config.root) / "test" / "cells" / record.id / "record.json"
+    written = path.stat().st_mtime_ns
+    assert cells.run_cell(config, progress=False).id == record.id
+    assert path.stat().st_mtime_ns == written
+    assert not (path.parent / "checkpoint.pt").exists()
+    steps = [step for step, _ in evaluation_losses(path.parent)]
+    assert steps == [0, 4, 8, 12]
+
+
+def test_the_memory_task_measures_every_phase(make_run: MakeRun) -> None:
+    task = {"kind": "memory", "warmup_optimizer_steps": 2, "timed_optimizer_steps": 5}
+    record = cells.run_cell(make_run("gefen", task=task), progress=False)
+    metrics = record.metrics
+    assert record.status == "done", record.error
+    assert len(metrics["step_seconds"]) == 5
+    for phase in ("model", "forward_backward", "first_step", "steady_step", "train_step"):
+        assert metrics[f"peak_{phase}_bytes"] >= 0
+    assert metrics["peak_bytes"] >= metrics["peak_train_step_bytes"]
+    assert metrics["gradient_bytes"] == metrics["parameter_bytes"]
+    assert metrics["optimizer_state_bytes"] == metrics["optimizer_state_predicted_bytes"]
+    assert metrics["optimizer_checkpoint_bytes"] >= metrics["optimizer_state_bytes"]
+
+
+def test_divergence_is_a_result(make_run: MakeRun) -> None:
+    config = make_run(task={"steps": 40, "divergence_window": 3, "grad_clip": 1e9})
+    wild = dataclasses.replace(config.optimizer, lr=1e4)
+    record = cells.run_cell(dataclasses.replace(config, optimizer=wild), progress=False)
+    assert record.status == "diverged"
+    assert record.error is not None
+    assert record.metrics["final_eval_loss"] is None
+    assert record.metrics["steps"] < 40
+    assert record.is_result
+
+
+def test_a_timeout_and_a_crash_are_recorded_and_run_again(make_run: MakeRun) -> None:
+    late = make_run(launch={"timeout_seconds": 0.3})
+    record = cells.run_cell(late, progress=False)
+    assert (record.status, record.attempt) == ("timeout", 1)
+    assert "launch.timeout_seconds=0.3" in (record.error or "")
+    record = cells.run_cell(make_run(), progress=False)
+    assert (record.status, record.attempt) == ("done", 2)
+    broken = make_run()
+    options = dataclasses.replace(broken.optimizer, options={"no_such_option": 1})
+    record = cells.run_cell(dataclasses.replace(broken, optimizer=options), progress=False)
+    assert record.status == "crashed"
+    assert "no_such_option" in (record.error or "")
+
+
+def test_memory_beyond_the_machine_is_an_oom_result(make_run: MakeRun) -> None:
+    giant = make_run()
+    model = dataclasses.replace(giant.model, hidden_size=2**20, heads=2**10)
+    record = cells.run_cell(dataclasses.replace(giant, model=model), progress=False)
+    assert record.status == "oom", record.error
+    assert record.is_result
+
+
+def run_in_background(config: RunConfig) -> "subprocess.Popen[bytes]":
+    """A process that runs the cell as the harness would."""
+    code = (
+        "import json, sys; from harness import cells; from harness.schema import *;"
+        "cells.run_cell(from_dict(RunConfig, json.load(sys.stdin)), progress=False)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
+    import json
+
+    assert process.stdin is not None
+    process.stdin.write(json.dumps(to_dict(config)).encode())
+    process.stdin.close()
+    return process
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "gefen"])
+def test_a_killed_run_goes_on_bit_for_bit(
+    make_run: MakeRun, tmp_path: Path, optimizer: str
+) -> None:
+    task = {"steps": 120, "eval_every_steps": 40, "checkpoint_every_steps": 10}
+    killed = make_run(optimizer, task=task)
+    whole = dataclasses.replace(killed, root=str(tmp_path / "whole"))
+    (cell,) = cells.plan([killed], progress=False)
+    process = run_in_background(killed)
+    deadline = time.monotonic() + 120
+    while not (cell.directory / "checkpoint.pt").exists():
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not store.has_record(cell.directory)
+    record = cells.run_cell(killed, progress=False)
+    assert record.attempt == 2
+    assert record.metrics["resumed_at_step"] >= 10
+    reference = cells.run_cell(whole, progress=False)
+    assert reference.metrics["resumed_at_step"] is None
+    assert reference.id == record.id
+    assert record.metrics["final_eval_loss"] == reference.metrics["final_eval_loss"]
+    resumed = store.read_curve(cell.directory).query("key in ('train/loss', 'eval/loss')")
+    unbroken = store.read_curve(tmp_path / "whole" / "test" / "cells" / record.id).query(
+        "key in ('train/loss', 'eval/loss')"
+    )
+    columns = ["step", "tokens", "key", "value"]
+    pd.testing.assert_frame_equal(
+        resumed[columns].reset_index(drop=True), unbroken[columns].reset_index(drop=True)
+    )
+
+
+def test_the_data_path_is_not_part_of_identity(make_run: MakeRun) -> None:
+    config = cells.resolve(make_run())
+    moved: DataConfig = dataclasses.replace(config.data, path="/somewhere/else")
+    other = dataclasses.replace(config, data=moved)
+    assert cells.cell_id(config, "d", "c") == cells.cell_id(other, "d", "c")

@@ -1,0 +1,98 @@
+"""The schedule and the loop against closed forms and a plain torch loop."""
+
+import itertools
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness import cells, data, models, optimizers, store
+from harness.schema import RunConfig, TaskConfig
+from harness.training import learning_rate_factor
+
+MakeRun = Callable[..., RunConfig]
+
+
+def test_the_schedule_is_linear_then_cosine() -> None:
+    task = TaskConfig(steps=100, warmup_steps=10, min_lr_ratio=0.1)
+    factors = [learning_rate_factor(step, task) for step in range(100)]
+    assert factors[0] == pytest.approx(0.1)
+    assert factors[9] == pytest.approx(1.0)
+    middle = 10 + 45
+    assert factors[middle] == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * 0.5)))
+    assert factors[-1] == pytest.approx(0.1, abs=1e-3)
+    assert all(a >= b for a, b in itertools.pairwise(factors[9:]))
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_the_loop_equals_a_plain_torch_loop(make_run: MakeRun, accumulation: int) -> None:
+    config = cells.resolve(make_run(grad_accumulation=accumulation))
+    record = cells.run_cell(config, progress=False)
+    corpus = data.prepare(config.data, Path(config.cache or "") / "data", progress=False)
+    torch.set_num_threads(1)
+    model = models.build_model(config.model, corpus.vocab_size, config.model_seed or 0).train()
+    optimizer = optimizers.build_optimizer(model, config.optimizer)
+    for step in range(config.task.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = config.optimizer.lr * learning_rate_factor(step, config.task)
+        for index in range(accumulation):
+            ids = torch.from_numpy(
+                data.batch(
+                    corpus.tokens("train"),
+                    config.seq_len,
+                    config.micro_batch,
+                    config.data_seed or 0,
+                    step * accumulation + index,
+                )
+            )
+            logits = model(input_ids=ids).logits[:, :-1].float()
+            loss = torch.nn.functional.cross_entropy(
+                logits.reshape(-1, logits.shape[-1]), ids[:, 1:].reshape(-1)
+            )
+            (loss / accumulation).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.task.grad_clip)
+        optimizer.step()
+        optimizer.zero_grad()
+    assert record.metrics["final_train_loss"] == pytest.approx(float(loss.detach()), rel=0.05)
+    assert evaluate(model, corpus, config) == pytest.approx(
+        record.metrics["final_eval_loss"], rel=1e-5
+    )
+
+
+@torch.no_grad()
+def evaluate(model: torch.nn.Module, corpus: data.Corpus, config: RunConfig) -> float:
+    """Mean loss on the validation split, from logits."""
+    model.eval()
+    losses = []
+    for ids in data.evaluation_batches(
+        corpus.tokens("validation"), config.seq_len, config.micro_batch, config.task.eval_tokens
+    ):
+        batch = torch.from_numpy(ids)
+        logits = model(input_ids=batch).logits[:, :-1].float()
+        losses.append(
+            torch.nn.functional.cross_entropy(
+                logits.reshape(-1, logits.shape[-1]), batch[:, 1:].reshape(-1)
+            ).item()
+        )
+    return sum(losses) / len(losses)
+
+
+@pytest.mark.parametrize("precision", ["bf16_mixed", "bf16_pure"])
+def test_both_bf16_precisions_train(make_run: MakeRun, precision: str) -> None:
+    record = cells.run_cell(make_run(precision=precision), progress=False)
+    assert record.status == "done", record.error
+    assert record.metrics["final_eval_loss"] < record.metrics["initial_eval_loss"]
+    bytes_each = 4 if precision == "bf16_mixed" else 2
+    assert record.metrics["parameter_bytes"] == bytes_each * record.metrics["parameters"]
+
+
+def test_the_target_is_the_first_evaluation_at_or_below_it(make_run: MakeRun) -> None:
+    config = make_run(task={"target_loss": 5.0})
+    record = cells.run_cell(config, progress=False)
+    curve = store.read_curve(Path(config.root) / "test" / "cells" / record.id)
+    losses = curve[curve["key"] == "eval/loss"]
+    below = losses[losses["value"] <= 5.0]
+    expected = int(below["tokens"].iloc[0]) if len(below) else None
+    assert record.metrics["tokens_to_target"] == expected
