@@ -1,0 +1,1 @@
+"""Reads records and writes conclusions: figures, tables, verdicts and one page. Needs no torch."""

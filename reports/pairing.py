@@ -1,0 +1,75 @@
+"""Which records may be compared: the same data, code, device and precision."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+COMPARED = ("data_hash", "code_hash", "device", "precision")
+NAMES = {"data_hash": "data hash", "code_hash": "code hash", "planned_steps": "steps"}
+MATCHED = [
+    *("id", "optimizer", "model", "precision", "parameters", "state_bytes"),
+    *("baseline_id", "baseline_bytes", "reason"),
+]
+Row = Mapping[Any, Any]
+
+
+def unlike(left: Row, right: Row, keys: Sequence[str] = COMPARED) -> list[str]:
+    """What keeps two records from being compared, as "code hash 1a2b against 3c4d"; [] if none."""
+    return [
+        f"{NAMES.get(key, key)} {short(left[key])} against {short(right[key])}"
+        for key in keys
+        if left[key] != right[key]
+    ]
+
+
+def nearest(row: Row, others: list[dict[Any, Any]], keys: Sequence[str] = COMPARED) -> list[str]:
+    """The differences to the record of `others` that has the fewest; `others` is not empty."""
+    return min((unlike(row, other, keys) for other in others), key=len)
+
+
+def short(value: Any) -> str:
+    """A hash by its first eight digits; a whole number without a fraction; the rest as it is."""
+    if isinstance(value, float) and value.is_integer():
+        return f"{value:.0f}"
+    text = str(value)
+    is_hash = len(text) > 12 and all(digit in "0123456789abcdef" for digit in text)
+    return text[:8] if is_hash else text
+
+
+def match_states(runs: pd.DataFrame, baseline: str) -> pd.DataFrame:
+    """Each cell that counted its state, beside a baseline cell of the same model and conditions.
+
+    Columns: id, optimizer, model, precision, parameters, state_bytes, baseline_id, baseline_bytes
+    (missing where there is no partner), reason (why there is none, else empty).
+    """
+    counted = runs[runs["optimizer_state_bytes"].notna() & (runs["optimizer_state_bytes"] > 0)]
+    wanted = ["id", "optimizer", "model", *COMPARED, "parameters", "optimizer_state_bytes"]
+    cells = counted[wanted].to_dict("records")
+    partners: dict[str, list[dict[Any, Any]]] = {}
+    for cell in cells:
+        if cell["optimizer"] == baseline:
+            partners.setdefault(cell["model"], []).append(cell)
+    rows = [
+        {**cell, "state_bytes": float(cell["optimizer_state_bytes"])}
+        | partner(cell, partners.get(cell["model"], []), baseline)
+        for cell in cells
+    ]
+    return pd.DataFrame(rows, columns=MATCHED)
+
+
+def partner(run: Row, candidates: list[dict[Any, Any]], baseline: str) -> dict[str, Any]:
+    """The baseline's cell and counted bytes for `run`, or the reason why there is none."""
+    none = {"baseline_id": None, "baseline_bytes": float("nan")}
+    if not candidates:
+        return none | {"reason": f"{run['model']} was not measured with {baseline}"}
+    keys = (*COMPARED, "parameters")
+    same = [cell for cell in candidates if not unlike(run, cell, keys)]
+    if not same:
+        apart = "; ".join(nearest(run, candidates, keys))
+        return none | {"reason": f"{run['model']} with {baseline} differs in {apart}"}
+    sizes = sorted({cell["optimizer_state_bytes"] for cell in same})
+    if len(sizes) > 1:
+        listed = " and ".join(f"{size:.0f}" for size in sizes)
+        return none | {"reason": f"{baseline} on {run['model']} counted {listed} bytes"}
+    return {"baseline_id": same[0]["id"], "baseline_bytes": float(sizes[0]), "reason": ""}

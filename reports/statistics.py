@@ -1,0 +1,183 @@
+"""Tests and intervals behind the verdicts: pure functions of numbers.
+
+All use Student's t with df = n - 1. Paired differences are candidate minus baseline, so that a
+positive difference in loss is worse.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean (or ratio) with its two-sided confidence interval; bounds are nan for n = 1."""
+
+    estimate: float
+    lower: float
+    upper: float
+    n: int
+    sd: float
+    confidence: float
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """One-sided test of a mean difference against `margin`.
+
+    `lower` and `upper` are one-sided bounds, each at 1 - alpha; `p_value` is for the null
+    hypothesis "the mean difference is at least the margin".
+    """
+
+    estimate: float
+    sd: float
+    n: int
+    df: int
+    lower: float
+    upper: float
+    margin: float
+    alpha: float
+    p_value: float
+    verdict: str
+
+
+@dataclass(frozen=True)
+class EquivalenceTest:
+    """Two one-sided tests: `lower`, `upper` bound the mean at confidence 1 - 2 alpha."""
+
+    estimate: float
+    lower: float
+    upper: float
+    n: int
+    p_value: float
+    equivalent: bool
+
+
+def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
+    """Two-sided t interval of the mean. Raises `ValueError` for no or non-finite values."""
+    sample = finite(values, 1)
+    mean, n = float(sample.mean()), len(sample)
+    if n == 1:
+        return Interval(mean, math.nan, math.nan, 1, math.nan, confidence)
+    sd = float(sample.std(ddof=1))
+    half = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * sd / math.sqrt(n)
+    return Interval(mean, mean - half, mean + half, n, sd, confidence)
+
+
+def noninferiority(differences: Sequence[float], margin: float, alpha: float = 0.05) -> PairedTest:
+    """Is the mean difference below `margin`?
+
+    reproduced: the upper bound is below the margin; refuted: the lower bound is above it;
+    inconclusive otherwise. Raises `ValueError` for fewer than two or non-finite differences.
+    """
+    test = one_sided(differences, margin, alpha)
+    if test.upper < margin:
+        return test
+    verdict = "refuted" if test.lower > margin else "inconclusive"
+    return PairedTest(**{**test.__dict__, "verdict": verdict})
+
+
+def better(differences: Sequence[float], alpha: float = 0.05) -> PairedTest:
+    """Is the mean difference below zero? Same verdict words as `noninferiority`."""
+    return noninferiority(differences, 0.0, alpha)
+
+
+def one_sided(differences: Sequence[float], margin: float, alpha: float) -> PairedTest:
+    """The numbers of the one-sided test, with the verdict that its upper bound would give."""
+    sample = finite(differences, 2)
+    n, mean, sd = len(sample), float(sample.mean()), float(sample.std(ddof=1))
+    error = sd / math.sqrt(n)
+    half = float(stats.t.ppf(1 - alpha, n - 1)) * error
+    p = tail(mean - margin, error, n - 1)
+    return PairedTest(mean, sd, n, n - 1, mean - half, mean + half, margin, alpha, p, "reproduced")
+
+
+def tost(
+    differences: Sequence[float], low: float, high: float, alpha: float = 0.05
+) -> EquivalenceTest:
+    """Does the mean difference lie inside (low, high)? The larger of two one-sided p-values."""
+    if not low < high:
+        raise ValueError(f"low={low} must be below high={high}.")
+    upper = one_sided(differences, high, alpha)
+    below = tail(-(upper.estimate - low), upper.sd / math.sqrt(upper.n), upper.df)
+    p = max(upper.p_value, below)
+    return EquivalenceTest(upper.estimate, upper.lower, upper.upper, upper.n, p, p < alpha)
+
+
+def power(n: int, distance: float, sd: float, alpha: float = 0.05) -> float:
+    """Power of the one-sided t test with n pairs when the truth lies `distance` inside the margin.
+
+    From the noncentral t distribution; `distance` and `sd` in the same unit.
+    """
+    if n < 2:
+        return 0.0
+    if sd == 0:
+        return 1.0 if distance > 0 else 0.0
+    shift = distance / sd * math.sqrt(n)
+    if abs(shift) > 30:  # beyond what the distribution function resolves
+        return float(shift > 0)
+    return float(stats.nct.sf(stats.t.ppf(1 - alpha, n - 1), n - 1, shift))
+
+
+def required_n(
+    sd: float, distance: float, alpha: float = 0.05, target: float = 0.8, limit: int = 100_000
+) -> int | None:
+    """The fewest pairs that reach power `target`; None where `limit` pairs do not.
+
+    `distance` is how far the true difference lies inside the margin.
+    """
+    if distance <= 0 or power(limit, distance, sd, alpha) < target:
+        return None
+    low, high = 1, 2
+    while power(high, distance, sd, alpha) < target:
+        low, high = high, min(2 * high, limit)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if power(middle, distance, sd, alpha) < target:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def ratio_interval(
+    numerators: Sequence[float], denominators: Sequence[float], confidence: float = 0.95
+) -> Interval:
+    """Geometric mean of paired ratios with a t interval on their logs (times of interleaved runs).
+
+    `sd` is that of the log ratios. Raises `ValueError` for unequal lengths or values <= 0.
+    """
+    if len(numerators) != len(denominators):
+        raise ValueError(f"{len(numerators)} numerators but {len(denominators)} denominators.")
+    top, bottom = finite(numerators, 1), finite(denominators, 1)
+    if (top <= 0).any() or (bottom <= 0).any():
+        raise ValueError("A ratio of times needs values above 0.")
+    logs = mean_interval(np.log(top / bottom).tolist(), confidence)
+    return Interval(
+        math.exp(logs.estimate),
+        math.exp(logs.lower),
+        math.exp(logs.upper),
+        logs.n,
+        logs.sd,
+        confidence,
+    )
+
+
+def tail(distance: float, error: float, df: int) -> float:
+    """P(T <= distance / error); without spread 0, 1/2 or 1 by the sign of the distance."""
+    if error == 0:
+        return 0.5 if distance == 0 else float(distance > 0)
+    return float(stats.t.cdf(distance / error, df))
+
+
+def finite(values: Sequence[float], least: int) -> np.ndarray:
+    """The values as float64. Raises `ValueError` when there are too few or any is not finite."""
+    sample = np.asarray(values, dtype=np.float64)
+    if len(sample) < least:
+        raise ValueError(f"{len(sample)} values given, at least {least} needed.")
+    if not np.isfinite(sample).all():
+        raise ValueError("Every value must be finite.")
+    return sample

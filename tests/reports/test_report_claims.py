@@ -1,0 +1,226 @@
+"""Verdicts on synthetic records whose right answer is known."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from statsmodels.stats.power import TTestPower
+
+from harness.store import Record
+from reports.claims import Claim, Verdict, claims_folder, evaluate, load_claims
+from reports.load import ReportError, load
+
+Maker = Callable[..., Record]
+PAIRS = [(seed, 3.0 + 0.01 * seed) for seed in range(5)]
+NOISE = [0.001, -0.002, 0.0005, 0.002, -0.001]
+
+
+@pytest.fixture
+def judge(tmp_path: Path, write_study: Callable[..., Path]) -> Callable[..., dict[str, Verdict]]:
+    """Verdicts for "ours" by claim id, over the given records."""
+
+    def run(records: list[Record], **study: object) -> dict[str, Verdict]:
+        claims = load_claims(claims_folder())
+        known = ["state_8x", "gib_per_billion", "adamw_loss"]
+        folder = write_study(tmp_path / "study", records, **({"claims": known} | study))
+        verdicts = evaluate(load(folder), claims)
+        return {item.claim: item for item in verdicts if item.subject == "ours"}
+
+    return run
+
+
+def pairs(make: Maker, shift: float, noise: list[float] = NOISE, **given: object) -> list[Record]:
+    cells = [make("adamw", seed, loss, **given) for seed, loss in PAIRS]
+    for (seed, loss), extra in zip(PAIRS, noise, strict=True):
+        cells.append(make("gefen", seed, loss + shift + extra, **given))
+    return cells
+
+
+def test_state_is_reproduced_from_counts(judge: Callable, memory_cell: Maker) -> None:
+    found = judge([memory_cell("adamw"), memory_cell("gefen")])
+    ratio = found["state_8x"]
+    assert ratio.verdict == "reproduced"
+    assert ratio.estimate == pytest.approx(8.0 / 1.0005, rel=1e-6)
+    assert len(ratio.cells) == 2
+    assert "bf16_mixed" in ratio.sentence
+    saved = found["gib_per_billion"]
+    assert saved.verdict == "reproduced"
+    assert saved.estimate == pytest.approx((8 - 1.0005) * 1e9 / 2**30, rel=1e-6)
+
+
+def test_one_bad_model_refutes_the_state_claim(judge: Callable, memory_cell: Maker) -> None:
+    large = {"model": "llama_1b", "parameters": 1_000_000_000}
+    records = [memory_cell("adamw"), memory_cell("gefen"), memory_cell("adamw", **large)]
+    records.append(memory_cell("gefen", state_bytes=3_150_000_000, **large))
+    found = judge(records)["state_8x"]
+    assert found.verdict == "refuted"
+    assert found.n == 2
+    assert found.interval == pytest.approx((8 / 3.15, 8 / 1.0005), rel=1e-6)
+
+
+def test_a_small_model_cannot_test_the_state_claim(judge: Callable, memory_cell: Maker) -> None:
+    small = {"model": "gpt2_4m", "parameters": 4_000_000}
+    found = judge([memory_cell("adamw", **small), memory_cell("gefen", **small)])["state_8x"]
+    assert found.verdict == "not tested"
+    assert "100 M" in found.sentence
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "word"),
+    [
+        ("code_hash", "c" * 64, "code hash"),
+        ("data_hash", "d" * 64, "data hash"),
+        ("device", "cuda", "device"),
+    ],
+)
+def test_unlike_records_are_not_compared(
+    judge: Callable, memory_cell: Maker, loss_cell: Maker, key: str, value: str, word: str
+) -> None:
+    records = [memory_cell("adamw"), memory_cell("gefen", **{key: value})]
+    for seed, loss in PAIRS:
+        records.append(loss_cell("adamw", seed, loss))
+        records.append(loss_cell("gefen", seed, loss, **{key: value}))
+    for verdict in judge(records).values():
+        assert verdict.verdict == "not tested"
+        assert word in verdict.sentence
+
+
+def test_bf16_against_fp32_is_not_compared(judge: Callable, memory_cell: Maker) -> None:
+    found = judge([memory_cell("adamw"), memory_cell("gefen", precision="bf16_mixed")])["state_8x"]
+    assert found.verdict == "not tested"
+    assert "precision bf16_mixed against fp32" in found.sentence
+
+
+@pytest.mark.parametrize(("shift", "word"), [(0.0, "reproduced"), (0.05, "refuted")])
+def test_loss_is_decided(judge: Callable, loss_cell: Maker, shift: float, word: str) -> None:
+    found = judge(pairs(loss_cell, shift))["adamw_loss"]
+    assert found.verdict == word
+    assert found.n == 5
+    assert len(found.cells) == 10
+    assert found.estimate == pytest.approx(shift + sum(NOISE) / 5)
+
+
+def test_wide_loss_is_inconclusive_and_says_how_many_seeds(
+    judge: Callable, loss_cell: Maker
+) -> None:
+    noise = [0.05, -0.05, 0.02, -0.03, 0.01]
+    found = judge(pairs(loss_cell, 0.0, noise))["adamw_loss"]
+    assert found.verdict == "inconclusive"
+    effect = 0.01 / float(np.std(noise, ddof=1))
+    n = math.ceil(TTestPower().solve_power(effect, power=0.8, alpha=0.05, alternative="larger"))
+    assert f"80% power takes {n} paired seeds if the true difference is zero" in found.sentence
+
+
+def test_one_seed_is_inconclusive(judge: Callable, loss_cell: Maker) -> None:
+    found = judge([loss_cell("adamw", 0, 3.0), loss_cell("gefen", 0, 3.0)])["adamw_loss"]
+    assert found.verdict == "inconclusive"
+    assert "at least 5 paired seeds" in found.sentence
+    assert found.n == 1
+
+
+def test_every_sequence_length_counts(judge: Callable, loss_cell: Maker) -> None:
+    records = pairs(loss_cell, 0.0) + pairs(loss_cell, 0.05, seq_len=1024)
+    found = judge(records)["adamw_loss"]
+    assert found.verdict == "refuted"
+    assert [part.verdict for part in found.parts] == ["reproduced", "refuted"]
+    assert "1024 tokens" in found.parts[1].scope
+    assert len(found.cells) == 20
+
+
+def test_half_decided_is_inconclusive_overall(judge: Callable, loss_cell: Maker) -> None:
+    records = [*pairs(loss_cell, 0.0), loss_cell("adamw", 0, seq_len=1024)]
+    records.append(loss_cell("gefen", 0, seq_len=1024))
+    assert judge(records)["adamw_loss"].verdict == "inconclusive"
+
+
+def test_divergence_refutes_and_is_named(judge: Callable, loss_cell: Maker) -> None:
+    records = pairs(loss_cell, 0.0)
+    records[-1] = loss_cell("gefen", 4, status="diverged")
+    found = judge(records)["adamw_loss"]
+    assert found.verdict == "refuted"
+    assert records[-1].id in found.sentence
+    assert records[-1].id in found.cells
+    assert found.n == 5
+
+
+def test_a_crashed_cell_is_left_out_by_name(judge: Callable, loss_cell: Maker) -> None:
+    records = pairs(loss_cell, 0.0)
+    records[2] = loss_cell("adamw", 2, status="crashed")
+    found = judge(records)["adamw_loss"]
+    assert found.verdict == "inconclusive"
+    assert found.n == 4
+    assert "seed 2 (adamw crashed" in found.sentence
+
+
+def test_an_unfinished_schedule_is_not_compared(judge: Callable, loss_cell: Maker) -> None:
+    records = pairs(loss_cell, 0.0)
+    short = loss_cell("gefen", 4, 3.0)
+    short.metrics["steps"] = 200
+    records[-1] = short
+    assert "stopped at step 200 of 300" in judge(records)["adamw_loss"].sentence
+
+
+def test_mixed_learning_rates_are_refused(judge: Callable, loss_cell: Maker) -> None:
+    records = [*pairs(loss_cell, 0.0), loss_cell("gefen", 0, 2.0, lr=2e-3)]
+    found = judge(records)["adamw_loss"]
+    assert found.verdict == "not tested"
+    assert "optimizer.lr = 0.001 and 0.002" in found.sentence
+
+
+def test_different_conditions_are_refused(judge: Callable, loss_cell: Maker) -> None:
+    records = [loss_cell("adamw", seed, loss) for seed, loss in PAIRS]
+    records += [loss_cell("gefen", seed, loss, micro_batch=8) for seed, loss in PAIRS]
+    found = judge(records)["adamw_loss"]
+    assert found.verdict == "not tested"
+    assert "micro_batch is 8 against 4" in found.sentence
+
+
+def test_another_number_of_steps_is_refused(judge: Callable, loss_cell: Maker) -> None:
+    records = [loss_cell("adamw", seed, loss) for seed, loss in PAIRS]
+    records += [loss_cell("gefen", seed, loss, steps=600) for seed, loss in PAIRS]
+    assert "steps 600 against 300" in judge(records)["adamw_loss"].sentence
+
+
+def test_a_demonstration_gives_no_verdict_on_loss(judge: Callable, loss_cell: Maker) -> None:
+    found = judge(pairs(loss_cell, 0.05), demonstration=True)["adamw_loss"]
+    assert found.verdict == "not tested"
+    assert "demonstration" in found.sentence
+
+
+def test_an_absent_subject_is_not_tested(full_study: Path) -> None:
+    verdicts = evaluate(load(full_study), load_claims(claims_folder()))
+    published = [item for item in verdicts if item.subject == "published code"]
+    assert [item.verdict for item in published] == ["not tested"] * 3
+    assert all("gefen_upstream" in item.sentence for item in published)
+
+
+def test_verdicts_carry_command_and_known_cells(full_study: Path) -> None:
+    data = load(full_study)
+    for verdict in evaluate(data, load_claims(claims_folder())):
+        assert verdict.command == "gefen-bench study=synthetic"
+        assert set(verdict.cells) <= set(data.runs["id"])
+
+
+def test_claim_files_are_checked(tmp_path: Path) -> None:
+    with pytest.raises(ReportError, match="no claim"):
+        load_claims(tmp_path)
+    path = tmp_path / "wrong.yaml"
+    path.write_text("id: x\ncolour: red\n")
+    with pytest.raises(ReportError, match=r"wrong\.yaml has the unknown key 'colour'"):
+        load_claims(tmp_path)
+    names = [item.name for item in dataclasses.fields(Claim)][:7]
+    path.write_text("\n".join(f"{name}: x" for name in names))
+    with pytest.raises(ReportError, match="estimator 'x'; known: paired_loss"):
+        load_claims(tmp_path)
+
+
+def test_a_claim_that_no_file_holds_is_said(
+    judge: Callable, memory_cell: Maker, tmp_path: Path
+) -> None:
+    judge([memory_cell("adamw")], claims=["faster_than_light"])
+    verdicts = evaluate(load(tmp_path / "study"), load_claims(claims_folder()))
+    assert [item.verdict for item in verdicts] == ["not tested"]
+    assert "faster_than_light" in verdicts[0].sentence
