@@ -1,0 +1,240 @@
+"""The quantised update against an independent transcription in float64, block by block."""
+
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import Tensor
+
+import gefen.updates.scratch
+from gefen import Gefen
+from gefen.codebook import BINS, optimal_levels
+
+LR, BETA1, BETA2, EPS, DECAY = 0.01, 0.9, 0.99, 1e-8, 0.1
+Array = NDArray[np.float64]
+
+
+def rows_of(array: NDArray[Any]) -> NDArray[Any]:
+    """Rows by the definition: the last dimension; convolutions one row per output channel."""
+    columns = array.shape[-1] if array.ndim <= 3 else math.prod(array.shape[1:])
+    return array.reshape(-1, columns)
+
+
+def blocks_of(columns: int, block_size: int) -> list[slice]:
+    count = math.ceil(columns / block_size)
+    length = math.ceil(columns / count)
+    return [slice(b * length, min((b + 1) * length, columns)) for b in range(count)]
+
+
+class Oracle:
+    """State as float64 arrays; `scale` and `second` rounded to float32 where they are stored."""
+
+    def __init__(self, param: Tensor, codebook: Array, block_size: int) -> None:
+        self.param = rows_of(param.detach().double().numpy().copy())
+        self.blocks = blocks_of(self.param.shape[1], block_size)
+        self.codebook = codebook
+        self.zero = int(np.flatnonzero(codebook == 0)[0])
+        self.index = np.full(self.param.shape, self.zero)
+        self.scale = np.zeros((len(self.param), len(self.blocks)))
+        self.second = np.zeros_like(self.scale)
+        self.steps = 0
+        # Where a value lay so close to a threshold that float32 may choose the other code.
+        self.ties = np.zeros(self.param.shape, dtype=bool)
+        # What float32 may make of a moment: its two terms can cancel.
+        self.noise = np.zeros_like(self.scale)
+
+    def step(self, grad: Tensor) -> None:
+        self.steps += 1
+        g = rows_of(grad.double().numpy())
+        self.param *= 1 - LR * DECAY
+        self.ties[:] = False
+        for row, (b, part) in itertools.product(range(len(g)), enumerate(self.blocks)):
+            second = BETA2 * self.second[row, b] + (1 - BETA2) * np.mean(g[row, part] ** 2)
+            moment = self.codebook[self.index[row, part]] * self.scale[row, b] * BETA1
+            moment = moment + (1 - BETA1) * g[row, part]
+            scale = float(np.float32(np.abs(moment).max()))
+            ratio = moment / scale if scale else 0 * moment
+            distance = np.abs(ratio[:, None] - self.codebook[None, :])
+            index = distance.argmin(axis=1)
+            nearest = np.sort(distance, axis=1)
+            size = BETA1 * self.scale[row, b] + (1 - BETA1) * np.abs(g[row, part]).max()
+            self.noise[row, b] = 1e-6 * size
+            self.ties[row, part] = (nearest[:, 1] - nearest[:, 0]) * scale <= 2 * self.noise[row, b]
+            self.second[row, b] = np.float32(second)
+            self.scale[row, b] = scale
+            self.index[row, part] = index
+            bias1, bias2 = 1 - BETA1**self.steps, 1 - BETA2**self.steps
+            denominator = math.sqrt(self.second[row, b]) / math.sqrt(bias2) + EPS
+            self.param[row, part] -= LR * self.codebook[index] * scale / bias1 / denominator
+
+    def follow(self, param: Tensor, state: dict[str, Tensor]) -> None:
+        """Continue from the optimizer's own state, so that a tie does not spread."""
+        self.param = rows_of(param.detach().double().numpy().copy())
+        self.index = rows_of(state["index"].numpy()).astype(int)
+        self.scale = state["scale"].double().numpy().reshape(self.scale.shape).copy()
+        self.second = state["second_moment"].double().numpy().reshape(self.second.shape).copy()
+
+
+def gradients(shape: tuple[int, ...], steps: int, seed: int) -> list[Tensor]:
+    """Columns of different sizes, some exactly zero."""
+    rng = np.random.default_rng(seed)
+    columns = 10.0 ** rng.integers(-4, 1, size=shape[-1]) * (rng.random(shape[-1]) > 0.1)
+    return [torch.from_numpy(rng.normal(size=shape) * columns) for _ in range(steps)]
+
+
+def optimizer_for(param: Tensor, block_size: int) -> Gefen:
+    return Gefen(
+        [param],
+        lr=LR,
+        betas=(BETA1, BETA2),
+        eps=EPS,
+        weight_decay=DECAY,
+        block_size=block_size,
+        min_quantized_size=1,
+    )
+
+
+def codebook_of(grad: Tensor, block_size: int) -> Array:
+    """Histogram and codebook from the definition, independent of chunks and padding."""
+    histogram = np.zeros(BINS, dtype=np.int64)
+    rows = rows_of(grad.double().numpy())
+    for row, part in itertools.product(rows, blocks_of(rows.shape[1], block_size)):
+        largest = np.abs(row[part]).max()
+        if largest > 0:
+            histogram += np.histogram(row[part] / largest, BINS, (-1, 1))[0]
+    return optimal_levels(histogram).astype(np.float64)
+
+
+def check_follow(param: Tensor, block_size: int, grads: list[Tensor]) -> None:
+    optimizer = optimizer_for(param, block_size)
+    oracle = None
+    precision = {torch.float64: 1e-12, torch.float32: 3e-6}.get(param.dtype, 0.0)
+    for grad in grads:
+        param.grad = grad.to(param.dtype)
+        before = param.detach().clone()
+        optimizer.step()
+        state = optimizer.state[param]
+        if oracle is None:
+            oracle = Oracle(before, np.unique(state["codebook"].double().numpy()), block_size)
+        oracle.step(param.grad)
+        shape = oracle.scale.shape
+        np.testing.assert_allclose(
+            state["second_moment"].numpy().reshape(shape), oracle.second, rtol=3e-6
+        )
+        error = np.abs(state["scale"].numpy().reshape(shape) - oracle.scale)
+        assert (error <= oracle.noise).all()
+        sure = ~oracle.ties
+        assert sure.mean() > 0.9
+        assert (rows_of(state["index"].numpy()) == oracle.index)[sure].all()
+        found = rows_of(param.detach().double().numpy())
+        # Parameters in 16 bits are rounded once, to nearest.
+        spacing = torch.finfo(param.dtype).eps * np.abs(oracle.param) * 0.51
+        error = np.abs(found - oracle.param) - (spacing if precision == 0 else 0)
+        assert (error[sure] <= 3e-7 + precision * np.abs(oracle.param[sure])).all()
+        oracle.follow(param, state)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    shape=st.one_of(
+        st.tuples(st.integers(1, 6), st.integers(16, 70)),
+        st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(16, 40)),
+        st.tuples(st.integers(1, 3), st.integers(2, 4), st.integers(3, 4), st.integers(3, 4)),
+    ),
+    dtype=st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]),
+    block_size=st.integers(2, 50),
+    seed=st.integers(0, 10**6),
+)
+def test_one_step_at_a_time(
+    shape: tuple[int, ...], dtype: torch.dtype, block_size: int, seed: int
+) -> None:
+    grads = gradients(shape, 4, seed)
+    if dtype == torch.float16:
+        grads = [grad.clamp(-100, 100) for grad in grads]
+    if not all(grad.to(dtype).any() for grad in grads[:1]):
+        return
+    param = torch.from_numpy(np.random.default_rng(seed).normal(size=shape)).to(dtype)
+    check_follow(param.requires_grad_(), block_size, grads)
+
+
+@pytest.mark.parametrize("columns", [16, 63, 2047, 2048, 2049, 4099])
+def test_row_lengths_with_the_default_block_size(columns: int) -> None:
+    param = torch.randn(3, columns, dtype=torch.float32).requires_grad_()
+    check_follow(param, 2048, gradients((3, columns), 3, columns))
+
+
+@pytest.mark.parametrize("columns", [1, 15])
+def test_short_rows_have_adamw_state(columns: int) -> None:
+    param = torch.zeros(5000, columns, requires_grad=True)
+    param.grad = torch.ones(5000, columns)
+    optimizer = Gefen([param])
+    optimizer.step()
+    assert set(optimizer.state[param]) == {"step", "exp_avg", "exp_avg_sq"}
+
+
+def test_codebook_from_the_definition() -> None:
+    first, second = gradients((50, 70), 2, 3)
+    params = [torch.zeros(50, 70, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    params[0].grad = first
+    optimizer = Gefen(params, block_size=30, min_quantized_size=1)
+    optimizer.step()
+    codebook = optimizer.state[params[0]]["codebook"].double().numpy()
+    expected = codebook_of(first, 30)
+    assert len(np.unique(codebook)) == len(expected)
+    np.testing.assert_allclose(codebook[: len(expected)], expected, atol=1e-6)
+    params[1].grad = second  # learned once, kept for a parameter that comes later
+    optimizer.step()
+    assert (optimizer.state[params[1]]["codebook"].double().numpy() == codebook).all()
+
+
+def test_many_steps_on_its_own() -> None:
+    """Left alone for 200 steps in float64, the oracle and the optimizer stay together."""
+    shape, block_size = (5, 100), 40
+    grads = gradients(shape, 200, 11)
+    param = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
+    oracle = Oracle(param, codebook_of(grads[0], block_size), block_size)
+    optimizer = optimizer_for(param, block_size)
+    for grad in grads:
+        param.grad = grad
+        optimizer.step()
+        oracle.step(grad)
+    moved = np.abs(oracle.param)
+    assert moved.max() > 0.05
+    assert np.abs(param.detach().numpy() - oracle.param).max() < 1e-3 * moved.max()
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    shape=st.sampled_from([(30, 50), (3, 10, 50), (2, 700), (6, 5, 3, 3)]),
+    layout=st.sampled_from(["contiguous", "transposed"]),
+    elements=st.integers(1, 400),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    bits=st.sampled_from([8, 32]),
+)
+def test_results_do_not_depend_on_chunks_or_memory_layout(
+    shape: tuple[int, ...], layout: str, elements: int, dtype: torch.dtype, bits: int
+) -> None:
+    grads = gradients(shape, 3, 5)
+    results = []
+    for limit in (1 << 15, elements):
+        param = torch.linspace(-1, 1, math.prod(shape)).view(shape).to(dtype)
+        if layout == "transposed" and limit == elements:
+            param = param.transpose(0, -1).contiguous().transpose(0, -1)
+        param.requires_grad_()
+        optimizer = Gefen([param], block_size=20, min_quantized_size=1, first_moment_bits=bits)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(gefen.updates.scratch, "CPU_CHUNK_ELEMENTS", limit)
+            for grad in grads:
+                param.grad = grad.to(dtype)
+                if layout == "transposed" and limit != elements:
+                    param.grad = param.grad.transpose(0, 1).contiguous().transpose(0, 1)
+                optimizer.step()
+        results.append([param.detach(), *optimizer.state[param].values()])
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
