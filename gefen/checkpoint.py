@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gefen.blocks import row_geometry
-from gefen.codebook import LEVELS
+from gefen.codebook import LEVELS, is_learned
 
 CONFIGURATION = ("first_moment_bits", "block_size", "min_quantized_size")
 
@@ -30,11 +30,6 @@ def state_layout(shape: torch.Size, group: Mapping[str, Any]) -> _Layout:
         layout["codebook"] = ((LEVELS,), torch.float32)
     layout["second_moment"] = (geometry.state_shape, torch.float32)
     return layout
-
-
-def is_learned(codebook: Tensor) -> bool:
-    """Whether a codebook of the state holds levels: it is all zero until it is learned."""
-    return bool(codebook[0] == -1)
 
 
 def prepare_state(

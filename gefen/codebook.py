@@ -75,6 +75,10 @@ def optimal_levels(histogram: NDArray[Any], count: int = LEVELS) -> NDArray[np.f
     return joined.astype(np.float32)
 
 
+def _occupied(weights: _Floats, position: _Floats) -> tuple[_Floats, _Floats]:
+    return weights[weights > 0], position[weights > 0]
+
+
 class _Programme:
     """The dynamic programme on both halves at once, stored one after the other.
 
@@ -86,11 +90,10 @@ class _Programme:
 
     def __init__(self, weights: _Floats, position: _Floats) -> None:
         bins = weights.size
+        inward = position < 0
         sides = [
-            (values[kept], -np.abs(position[order][kept]))
-            for order in (slice(None, bins // 2), slice(None, bins // 2 - 1, -1))
-            for values in (weights[order],)
-            for kept in (values > 0,)
+            _occupied(weights[inward], position[inward]),
+            _occupied(weights[~inward][::-1], -position[~inward][::-1]),
         ]
         self.half = max(1, *(len(values) for values, _ in sides))
         self.stride = self.half + 2
@@ -193,6 +196,11 @@ def padded_codebook(levels: NDArray[np.float32], count: int = LEVELS) -> Tensor:
     codebook = torch.ones(count, dtype=torch.float32)
     codebook[: len(levels)] = torch.from_numpy(levels)
     return codebook
+
+
+def is_learned(codebook: Tensor) -> bool:
+    """Whether a codebook of the state holds levels: it is all zero until it is learned."""
+    return bool(codebook[0] == -1)
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from gefen.blocks import BLOCK_SIZE, MIN_QUANTIZED_SIZE, Geometry, row_geometry
-from gefen.checkpoint import is_learned, prepare_state, state_layout
-from gefen.codebook import BINS, Codes, optimal_levels, padded_codebook
+from gefen.checkpoint import prepare_state, state_layout
+from gefen.codebook import BINS
 from gefen.options import check_options, check_parameter
+from gefen.shared_codebook import SharedCodebook
 from gefen.updates.reference import (
     Step,
     apply_without_codebook,
@@ -114,9 +115,7 @@ class Gefen(Optimizer):
             "min_quantized_size": min_quantized_size,
         }
         check_options(defaults)
-        self._codebooks: dict[torch.device, Tensor] = {}
-        self._codes: dict[tuple[torch.device, torch.dtype], Codes] = {}
-        self._learned = False
+        self._codebook = SharedCodebook()
         super().__init__(params, defaults)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -176,7 +175,7 @@ class Gefen(Optimizer):
         entries = list(self._entries())
         scratch = {entry.param.device: Scratch(entry.param.device) for entry in entries}
         quantized = [entry for entry in entries if "index" in entry.state]
-        if quantized and not self._learned:
+        if quantized and not self._codebook.learned:
             self._learn_codebook(quantized, scratch)
         for entry in entries:
             self._update(entry, scratch[entry.param.device])
@@ -202,10 +201,7 @@ class Gefen(Optimizer):
     def _create_state(self, param: Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
         for name, (shape, dtype) in state_layout(param.shape, group).items():
             if name == "codebook":
-                if param.device not in self._codebooks:
-                    known = next(iter(self._codebooks.values()), torch.zeros(shape, dtype=dtype))
-                    self._codebooks[param.device] = known.to(param.device)
-                state[name] = self._codebooks[param.device]
+                state[name] = self._codebook.storage(param.device)
             else:
                 device = "cpu" if name == "step" else param.device
                 state[name] = torch.zeros(shape, dtype=dtype, device=device)
@@ -219,15 +215,11 @@ class Gefen(Optimizer):
             histogram += gradient_histogram(
                 entry.grad, entry.geometry, entry.group["maximize"], scratch[entry.param.device]
             ).cpu()
-        if histogram.any():
-            codebook = padded_codebook(optimal_levels(histogram.numpy()))
-            for shared in self._codebooks.values():
-                shared.copy_(codebook)
-            self._learned = True
+        self._codebook.learn(histogram)
 
     def _update(self, entry: "_Entry", scratch: Scratch) -> None:
         param, grad, state, group = entry.param, entry.grad, entry.state, entry.group
-        waits = "index" in state and not self._learned
+        waits = "index" in state and not self._codebook.learned
         if not waits:
             state["step"] += 1
         step = Step(
@@ -244,24 +236,16 @@ class Gefen(Optimizer):
         elif entry.geometry is None:
             update_exact(param, grad, state, step, scratch)
         else:
-            codes = self._codes_for(param) if "index" in state else None
+            codes = None
+            if "index" in state:
+                codes = self._codebook.codes(param.device, working_dtype(param))
             update_blocks(param, grad, state, entry.geometry, step, codes, scratch)
 
-    def _codes_for(self, param: Tensor) -> Codes:
-        key = (param.device, working_dtype(param))
-        if key not in self._codes:
-            self._codes[key] = Codes.build(self._codebooks[param.device].cpu(), *key)
-        return self._codes[key]
-
     def _share_codebook(self) -> None:
-        """Derive what depends on the codebook from the state, and make it one storage again."""
-        self._codebooks, self._codes = {}, {}
-        for param in chain.from_iterable(group["params"] for group in self.param_groups):
-            state = self.state.get(param, {})
-            if "codebook" in state:
-                shared = self._codebooks.setdefault(param.device, state["codebook"])
-                state["codebook"] = shared
-        self._learned = any(is_learned(codebook) for codebook in self._codebooks.values())
+        """Take the codebook from the state, where it becomes one storage again."""
+        params = chain.from_iterable(group["params"] for group in self.param_groups)
+        states = (self.state[param] for param in params if param in self.state)
+        self._codebook = SharedCodebook.from_states(s for s in states if "codebook" in s)
 
 
 @dataclass(frozen=True)

@@ -97,32 +97,25 @@ def update_blocks(
     plan = tensor_chunks((param, grad), geometry, scratch.elements)
     mean = mean_square(grad, geometry, plan, dtype, scratch)
     factor = _advance_second_moment(state["second_moment"], mean, step)
-    first = slabs(state["exp_avg" if codes is None else "index"], geometry, plan)
-    scales = block_slabs(state["scale"] if codes else factor, geometry, plan)
+    quantized = codes is not None
     pieces = zip(
         plan,
         slabs(param, geometry, plan),
         slabs(grad, geometry, plan),
-        first,
-        scales,
+        slabs(state["index" if quantized else "exp_avg"], geometry, plan),
+        block_slabs(state["scale"], geometry, plan) if quantized else [None] * len(plan),
         block_slabs(factor, geometry, plan),
         strict=True,
     )
     for chunk, target, gradient_piece, stored, scale, rate in pieces:
         buffers = scratch.buffers(chunk_shape(geometry, chunk), dtype)
         gradient = as_blocks(gradient_piece, buffers.gradient, negate=step.maximize)
-        if codes is None:
-            moment = as_blocks(stored, buffers.moment)
-            moment.lerp_(gradient, 1 - step.beta1)
-            store_blocks(stored, moment)
+        if codes is None or scale is None:
+            moment = _advance_moment(stored, gradient, step.beta1, buffers)
         else:
             moment = _advance_codes(stored, scale, gradient, step.beta1, codes, buffers)
             rate.mul_(scale)
-        value = as_blocks(target, buffers.value)
-        if step.weight_decay:
-            value.mul_(step.decay)
-        value.addcmul_(moment, rate.unsqueeze(-1), value=-1)
-        store_blocks(target, value)
+        _move(target, moment, rate, step, buffers)
 
 
 def apply_without_codebook(param: Tensor, grad: Tensor, step: Step) -> None:
@@ -176,6 +169,23 @@ def _advance_second_moment(second: Tensor, mean: Tensor, step: Step) -> Tensor:
         second.copy_(value)
     denominator = mean.copy_(second).sqrt_().div_(step.correction).add_(step.eps)
     return denominator.reciprocal_().mul_(step.size)
+
+
+def _move(target: Tensor, moment: Tensor, rate: Tensor, step: Step, buffers: Buffers) -> None:
+    """Weight decay, then a step along the moment at one rate per block."""
+    value = as_blocks(target, buffers.value)
+    if step.weight_decay:
+        value.mul_(step.decay)
+    value.addcmul_(moment, rate.unsqueeze(-1), value=-1)
+    store_blocks(target, value)
+
+
+def _advance_moment(stored: Tensor, gradient: Tensor, beta1: float, buffers: Buffers) -> Tensor:
+    """Advance a chunk of an unquantised first moment; return it in blocks."""
+    moment = as_blocks(stored, buffers.moment)
+    moment.lerp_(gradient, 1 - beta1)
+    store_blocks(stored, moment)
+    return moment
 
 
 def _advance_codes(

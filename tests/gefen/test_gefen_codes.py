@@ -46,7 +46,7 @@ def neighbourhood(values: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(
     seed=st.integers(0, 10**6), spread=st.floats(1e-4, 1), samples=st.sampled_from([3, 300, 10**5])
 )
@@ -56,7 +56,7 @@ def test_nearest_code(dtype: torch.dtype, seed: int, spread: float, samples: int
     grid = torch.linspace(-1, 1, 2 * BINS + 1, dtype=dtype)
     special = torch.tensor([0.0, -0.0, 1e-45, -1e-45, 1e-30, 1.0, -1.0], dtype=dtype)
     uniform = torch.rand(500, generator=torch.Generator().manual_seed(seed), dtype=dtype) * 2 - 1
-    edges = neighbourhood(torch.cat([middle, codebook.to(dtype), grid[:: 1 + seed % 7]]))
+    edges = neighbourhood(torch.cat([middle, codebook.to(dtype), grid[seed % 7 :: 7]]))
     values = torch.cat([edges, special, uniform])
     assert torch.equal(codes_of(values, codebook), brute_force(values, codebook))
 

@@ -130,7 +130,7 @@ def check_follow(param: Tensor, block_size: int, grads: list[Tensor]) -> None:
         error = np.abs(state["scale"].numpy().reshape(shape) - oracle.scale)
         assert (error <= oracle.noise).all()
         sure = ~oracle.ties
-        assert sure.mean() > 0.9
+        assert oracle.ties.sum() <= 4 + 0.1 * sure.size
         assert (rows_of(state["index"].numpy()) == oracle.index)[sure].all()
         found = rows_of(param.detach().double().numpy())
         # Parameters in 16 bits are rounded once, to nearest.
