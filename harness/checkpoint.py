@@ -53,13 +53,13 @@ def load(setup: Setup, watch: LossWatch) -> Progress:
     if not path.exists():
         return Progress()
     # Our own file of this cell; it holds plain Python objects beside tensors.
-    state = torch.load(path, map_location="cpu", weights_only=False)
+    state = torch.load(path, map_location=setup.device, weights_only=False)
     if state["id"] != setup.job["id"]:
         return Progress()
     setup.model.load_state_dict(state["model"])
     setup.optimizer.load_state_dict(state["optimizer"])
     watch.load_state_dict(state["watch"])
-    torch.set_rng_state(state["random"])
+    torch.set_rng_state(state["random"].cpu())
     progress: Progress = state["progress"]
     progress.resumed_at_step = progress.step
     return progress

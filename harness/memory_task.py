@@ -72,10 +72,12 @@ def _time_metrics(
 
 def _peak_metrics(setup: Setup, metrics: dict[str, Any]) -> dict[str, Any]:
     peaks = {f"peak_{name}_bytes": value for name, value in setup.meter.peaks.items()}
+    reserved = {f"reserved_{name}_bytes": value for name, value in setup.meter.reserved.items()}
     weights = metrics["parameter_bytes"] + metrics["gradient_bytes"]
     resident = weights + metrics["optimizer_state_bytes"]
     return {
         **peaks,
+        **reserved,
         "peak_bytes": max(peaks.values()),
         "memory_method": setup.meter.method,
         "activation_bytes": max(0, peaks["peak_forward_backward_bytes"] - weights),

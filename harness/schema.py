@@ -131,7 +131,6 @@ class LaunchConfig:
 
     timeout_seconds: float = 7200.0
     dry_run: bool = False
-    rerun_failed: bool = True
 
 
 @dataclass

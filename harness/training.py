@@ -32,6 +32,7 @@ class Run:
     def __init__(self, setup: Setup) -> None:
         self.setup, self.task = setup, setup.config.task
         self.peak_rates = [group["lr"] for group in setup.optimizer.param_groups]
+        self.parameters = sum(p.numel() for p in setup.model.parameters())
         self.watch = LossWatch(
             self.task.spike_window, self.task.spike_mads, self.task.divergence_window
         )
@@ -117,7 +118,13 @@ class Run:
         tokens = progress.step * self.setup.tokens_per_step
         for key, value in values.items():
             progress.rows.append((progress.step, tokens, progress.train_seconds, key, value))
-        axes = {"step": progress.step, "tokens": tokens, "train_seconds": progress.train_seconds}
+        axes = {
+            "step": progress.step,
+            "tokens": tokens,
+            "train_seconds": progress.train_seconds,
+            # The usual estimate of forward and backward: 6 for each parameter and token.
+            "flops": 6.0 * self.parameters * tokens,
+        }
         self.setup.tracker.log({**axes, **values})
 
     def _log(self) -> None:

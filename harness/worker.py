@@ -48,9 +48,28 @@ def main() -> int:
     store.write_record(directory, record)
     (directory / "checkpoint.pt").unlink(missing_ok=True)
     # After the record: a slow or broken dashboard must not cost a result.
-    tracker.summary({k: v for k, v in record.metrics.items() if not isinstance(v, list)})
-    tracker.finish(record.status)
+    _mirror(tracker, record)
     return 0
+
+
+def _mirror(tracker: Tracker, record: store.Record) -> None:
+    """Send what describes the whole run to the dashboard, under the names that it charts."""
+    metrics = {k: v for k, v in record.metrics.items() if not isinstance(v, list)}
+    memory = {
+        "memory/peak_bytes": metrics.get("peak_bytes"),
+        "memory/first_step_peak_bytes": metrics.get("peak_first_step_bytes"),
+        "memory/optimizer_state_bytes": metrics.get("optimizer_state_bytes"),
+        "memory/state_bytes_per_parameter": metrics.get("state_bytes_per_parameter"),
+    }
+    times = {
+        f"{name}_ms": 1e3 * metrics[f"{name}_seconds"]
+        for name in ("step_median", "step_p90")
+        if metrics.get(f"{name}_seconds") is not None
+    }
+    tokens = float(metrics.get("tokens") or 0)
+    tracker.log({"tokens": tokens, **{k: v for k, v in memory.items() if v is not None}})
+    tracker.summary({**metrics, **times})
+    tracker.finish(record.status)
 
 
 def _run_info(config: RunConfig, job: dict[str, Any], directory: Path) -> RunInfo:

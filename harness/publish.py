@@ -1,0 +1,60 @@
+"""Copies a finished study to results/: records, curves and study.json, nothing else.
+
+`python -m harness.publish runs/reproduce_full` writes results/reproduce_full. Published copies are
+read by people and by `gefen-report`, never by the runner.
+"""
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+from harness import store
+from harness.errors import UserError
+
+
+def publish(study_dir: Path, results: Path) -> Path:
+    """Copy a study whose every cell has a result; returns the new folder.
+
+    Raises UserError when a cell has no result yet, or when code was not committed as it ran.
+    """
+    study, records = store.load_study(study_dir)
+    known = {record.id: record for record in records}
+    for cell in study["cells"]:
+        record = known.get(cell["id"])
+        if record is None or not record.is_result:
+            status = record.status if record else "not run"
+            raise UserError(f"Cell {cell['id']} ({cell['label']}) is {status}; finish it first.")
+        if record.provenance["git_dirty"] is not False:
+            raise UserError(
+                f"Cell {record.id} ran from a working tree that differs from its commit; commit "
+                "first, then run the study."
+            )
+    target = results / study["name"]
+    if target.exists():
+        shutil.rmtree(target)
+    store.write_study(target, study)
+    for record in records:
+        folder = store.cell_dir(target, record.id)
+        store.write_record(folder, record)
+        curve = store.cell_dir(study_dir, record.id) / store.CURVE_FILE
+        if curve.is_file():
+            shutil.copyfile(curve, folder / store.CURVE_FILE)
+    return target
+
+
+def main() -> None:
+    """Print where the copy is; a mistake is one sentence, exit code 2."""
+    parser = argparse.ArgumentParser(prog="python -m harness.publish", description=__doc__)
+    parser.add_argument("study", type=Path, help="folder of the finished study")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="default: results")
+    arguments = parser.parse_args()
+    try:
+        print(f"Published: {publish(arguments.study, arguments.results)}")
+    except UserError as error:
+        print(f"harness.publish: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
