@@ -16,7 +16,7 @@ reproduce-full: .venv/installed ## The same at full size (up to 3 hours); its re
 	@$(BIN)/gefen-bench study=reproduce_full
 	@$(BIN)/gefen-report runs/reproduce_full
 
-tune: .venv/installed ## The learning-rate search behind configs/tuned/gpt2_4m.yaml
+tune: .venv/installed ## The learning-rate search behind configs/tuned/gpt2_3m.yaml
 	@$(BIN)/gefen-bench study=tune
 	@$(BIN)/python -m harness.tuning runs/tune
 

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 MIN_COLUMNS = 16
@@ -175,7 +176,7 @@ def block_slabs(tensor: Tensor, geometry: Geometry, plan: Sequence[Chunk]) -> Se
 def _cut(matrix: Tensor, geometry: Geometry, plan: Sequence[Chunk], width: int) -> Sequence[Tensor]:
     """Cut a matrix along the chunks, `width` of its columns to a block."""
     if plan[0].block_stop == geometry.blocks_per_row:
-        return matrix.split([chunk.row_stop - chunk.row_start for chunk in plan])
+        return torch.split(matrix, [chunk.row_stop - chunk.row_start for chunk in plan])
     return [
         matrix[c.row_start : c.row_stop, c.block_start * width : c.block_stop * width] for c in plan
     ]

@@ -1,11 +1,10 @@
-"""The codebook of the first moment: histogram, exact optimal levels, nearest code.
+"""The codebook of the first moment: histogram and exact optimal levels.
 
 The levels are the exact optimum of a one-dimensional k-means problem in which the levels -1, 0
 and 1 are fixed. The cost of a cell is concave-Monge, so a layer of the dynamic programme is
 solved by divide and conquer, all nodes of one depth at once.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,10 +14,6 @@ from torch import Tensor
 
 BINS = 4096
 LEVELS = 256
-# Two thresholds of a learned codebook are at least one bin half apart (1 / BINS); cells of half
-# that width hold at most one, whatever the rounding at their edges.
-_CELLS = 4 * BINS
-_INTEGERS = {4: torch.int32, 8: torch.int64}
 
 _Floats = NDArray[np.float64]
 _Ints = NDArray[np.int64]
@@ -186,76 +181,3 @@ class _Programme:
                 levels.append((self.moment[stop] - self.moment[begin]) / mass)
             stop = begin
         return np.array(levels[::-1], dtype=np.float64)
-
-
-def padded_codebook(levels: NDArray[np.float32], count: int = LEVELS) -> Tensor:
-    """Return the levels as a CPU float32 tensor of `count` values; unused codes repeat 1.
-
-    The fixed size keeps state shapes independent of the data; unused codes are never emitted.
-    """
-    codebook = torch.ones(count, dtype=torch.float32)
-    codebook[: len(levels)] = torch.from_numpy(levels)
-    return codebook
-
-
-def is_learned(codebook: Tensor) -> bool:
-    """Whether a codebook of the state holds levels: it is all zero until it is learned."""
-    return bool(codebook[0] == -1)
-
-
-@dataclass(frozen=True)
-class Codes:
-    """A codebook made ready for one device and dtype: dequantising and the nearest code.
-
-    `levels_bits` are the 256 levels. [-1, 1] is cut into equal cells; for each, `below`
-    (uint8) counts the thresholds in lower cells and `threshold_bits` is the one inside, or
-    infinity.
-    `below` aside, values of the working dtype are kept as integers of the same bytes.
-    The cell of a value is computed by the same monotone arithmetic as the cell of a threshold,
-    so one comparison finishes the search exactly, whatever the rounding.
-    """
-
-    levels_bits: Tensor
-    below: Tensor
-    threshold_bits: Tensor
-    zero_code: int
-
-    @classmethod
-    def build(cls, codebook: Tensor, device: torch.device, dtype: torch.dtype) -> "Codes":
-        """Prepare a CPU float32 codebook; raise ValueError if its levels are too close."""
-        levels = codebook[: int((codebook < 1).sum()) + 1].double()
-        # A value maps to the code whose threshold it does not exceed: midway between two levels,
-        # rounded down to the working dtype, which leaves every comparison as it was.
-        exact = (levels[1:] + levels[:-1]) / 2
-        thresholds = exact.to(dtype)
-        lower = torch.nextafter(thresholds, torch.full_like(thresholds, -torch.inf))
-        thresholds = torch.where(thresholds.double() > exact, lower, thresholds)
-        cells = torch.empty(thresholds.shape, dtype=torch.int32)
-        cells = cell_index(thresholds, torch.empty_like(thresholds), cells).long()
-        if len(cells.unique()) != len(cells):
-            raise ValueError("The codebook has levels closer together than a learned one can have.")
-        below = torch.bincount(cells + 1, minlength=_CELLS + 2).cumsum(0)[: _CELLS + 1]
-        threshold = torch.full((_CELLS + 1,), torch.inf, dtype=dtype)
-        threshold[cells] = thresholds
-        return cls(
-            levels_bits=as_integers(codebook.to(device, dtype)),
-            below=below.to(device, torch.uint8),
-            threshold_bits=as_integers(threshold.to(device)),
-            zero_code=int((levels < 0).sum()),
-        )
-
-
-def cell_index(values: Tensor, position: Tensor, cells: Tensor) -> Tensor:
-    """Write the cell (int32, 0 to _CELLS) of each value to `cells`; NaN gets a valid one too.
-
-    `position` is scratch of the values' dtype. The product with a power of two is exact, so the
-    position is rounded once and in the same way however the sum is computed.
-    """
-    half = _CELLS // 2
-    torch.mul(values, half, out=position).add_(half)
-    return cells.copy_(position).clamp_(0, _CELLS)
-
-
-def as_integers(values: Tensor) -> Tensor:
-    """Return the same bytes as integers: index_select moves those twice as fast."""
-    return values.view(_INTEGERS[values.element_size()])

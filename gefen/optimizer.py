@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from gefen.blocks import BLOCK_SIZE, MIN_QUANTIZED_SIZE, Geometry, row_geometry
-from gefen.checkpoint import prepare_state, state_layout
 from gefen.codebook import BINS
 from gefen.options import check_options, check_parameter
 from gefen.shared_codebook import SharedCodebook
+from gefen.state import create_state, prepare_state
 from gefen.updates.reference import (
     Step,
     apply_without_codebook,
@@ -63,9 +63,7 @@ class Gefen(Optimizer):
         amsgrad: must be False.
         maximize: ascend instead of descend.
         foreach: accepted and ignored; there is one implementation.
-        capturable: must be False.
-        differentiable: must be False.
-        fused: must be False or None.
+        capturable, differentiable, fused: must be False (or None).
         first_moment_bits: 8, or 32 to keep the first moment in float32: exact, at 4 bytes per
             parameter instead of 1.
         block_size: most elements that share a scale and a second moment. Smaller blocks follow
@@ -194,17 +192,9 @@ class Gefen(Optimizer):
         for param, group in active:
             state = self.state[param]
             if not state:
-                self._create_state(param, group, state)
+                state.update(create_state(param, group, self._codebook))
             geometry = row_geometry(param.shape, group["block_size"], group["min_quantized_size"])
             yield _Entry(param, param.grad, state, group, geometry)
-
-    def _create_state(self, param: Tensor, group: dict[str, Any], state: dict[str, Any]) -> None:
-        for name, (shape, dtype) in state_layout(param.shape, group).items():
-            if name == "codebook":
-                state[name] = self._codebook.storage(param.device)
-            else:
-                device = "cpu" if name == "step" else param.device
-                state[name] = torch.zeros(shape, dtype=dtype, device=device)
 
     def _learn_codebook(
         self, quantized: "list[_Entry]", scratch: dict[torch.device, Scratch]

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gefen.codebook import LEVELS, Codes, is_learned, optimal_levels, padded_codebook
+from gefen.codebook import LEVELS, optimal_levels
+from gefen.codes import Codes, is_learned, padded_codebook
 
 
 class SharedCodebook:

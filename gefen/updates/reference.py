@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from gefen.blocks import Chunk, Geometry, block_slabs, chunk_shape, slabs, tensor_chunks
-from gefen.codebook import BINS, Codes, block_histogram, cell_index
+from gefen.codebook import BINS, block_histogram
+from gefen.codes import Codes, cell_index
 from gefen.updates.scratch import Buffers, Scratch, as_blocks, store_blocks
 
 _SMALLEST = 2.0**-149  # of float32: as a lower bound it changes nothing but zero
@@ -96,7 +97,8 @@ def update_blocks(
     dtype = working_dtype(param)
     plan = tensor_chunks((param, grad), geometry, scratch.elements)
     mean = mean_square(grad, geometry, plan, dtype, scratch)
-    factor = _advance_second_moment(state["second_moment"], mean, step)
+    second_moment = state["second_moment"]
+    second_moment.copy_(second_moment.to(dtype).mul_(step.beta2).add_(mean, alpha=1 - step.beta2))
     quantized = codes is not None
     pieces = zip(
         plan,
@@ -104,18 +106,24 @@ def update_blocks(
         slabs(grad, geometry, plan),
         slabs(state["index" if quantized else "exp_avg"], geometry, plan),
         block_slabs(state["scale"], geometry, plan) if quantized else [None] * len(plan),
-        block_slabs(factor, geometry, plan),
+        block_slabs(second_moment, geometry, plan),
         strict=True,
     )
-    for chunk, target, gradient_piece, stored, scale, rate in pieces:
+    for chunk, target, gradient_piece, stored, scale, second in pieces:
         buffers = scratch.buffers(chunk_shape(geometry, chunk), dtype)
         gradient = as_blocks(gradient_piece, buffers.gradient, negate=step.maximize)
+        # Here and not once for the parameter: torch spreads roots of over 2048 values on threads.
+        denominator = second.to(dtype, copy=True).sqrt_().div_(step.correction).add_(step.eps)
+        value = as_blocks(target, buffers.value)
+        if step.weight_decay:
+            value.mul_(step.decay)
         if codes is None or scale is None:
             moment = _advance_moment(stored, gradient, step.beta1, buffers)
+            value.addcdiv_(moment, denominator.unsqueeze(-1), value=-step.size)
         else:
             moment = _advance_codes(stored, scale, gradient, step.beta1, codes, buffers)
-            rate.mul_(scale)
-        _move(target, moment, rate, step, buffers)
+            value.addcmul_(moment, (scale / denominator).unsqueeze(-1), value=-step.size)
+        store_blocks(target, value)
 
 
 def apply_without_codebook(param: Tensor, grad: Tensor, step: Step) -> None:
@@ -160,24 +168,6 @@ def mean_square(
     mean[..., :-1].div_(geometry.block_length)
     mean[..., -1].div_(geometry.last_block_length)
     return mean
-
-
-def _advance_second_moment(second: Tensor, mean: Tensor, step: Step) -> Tensor:
-    """Advance v in place; return lr / bias correction / denominator in the dtype of `mean`."""
-    value = second.to(mean.dtype).mul_(step.beta2).add_(mean, alpha=1 - step.beta2)
-    if value is not second:
-        second.copy_(value)
-    denominator = mean.copy_(second).sqrt_().div_(step.correction).add_(step.eps)
-    return denominator.reciprocal_().mul_(step.size)
-
-
-def _move(target: Tensor, moment: Tensor, rate: Tensor, step: Step, buffers: Buffers) -> None:
-    """Weight decay, then a step along the moment at one rate per block."""
-    value = as_blocks(target, buffers.value)
-    if step.weight_decay:
-        value.mul_(step.decay)
-    value.addcmul_(moment, rate.unsqueeze(-1), value=-1)
-    store_blocks(target, value)
 
 
 def _advance_moment(stored: Tensor, gradient: Tensor, beta1: float, buffers: Buffers) -> Tensor:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gefen.codebook import as_integers
+from gefen.codes import as_integers
 
 # On a CPU a chunk of 2**15 elements stays in the second-level cache, and is the size up to which
 # torch runs an operation on one thread: no barrier on a busy machine. Other devices want few and

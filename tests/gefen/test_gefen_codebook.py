@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from gefen.codebook import BINS, block_histogram, optimal_levels, padded_codebook
+from gefen.codebook import BINS, block_histogram, optimal_levels
+from gefen.codes import padded_codebook
 
 
 def centres(bins: int) -> NDArray[np.float64]:

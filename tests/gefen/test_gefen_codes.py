@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gefen.codebook import BINS, Codes, optimal_levels, padded_codebook
+from gefen.codebook import BINS, optimal_levels
+from gefen.codes import Codes, padded_codebook
 from gefen.updates.reference import nearest_codes
 from gefen.updates.scratch import Scratch
 

@@ -65,7 +65,7 @@ class Oracle:
             nearest = np.sort(distance, axis=1)
             size = BETA1 * self.scale[row, b] + (1 - BETA1) * np.abs(g[row, part]).max()
             self.noise[row, b] = 1e-6 * size
-            self.ties[row, part] = (nearest[:, 1] - nearest[:, 0]) * scale <= 2 * self.noise[row, b]
+            self.ties[row, part] = (nearest[:, 1] - nearest[:, 0]) * scale < 2 * self.noise[row, b]
             self.second[row, b] = np.float32(second)
             self.scale[row, b] = scale
             self.index[row, part] = index

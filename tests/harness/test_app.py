@@ -134,7 +134,7 @@ def test_ctrl_c_leaves_an_interrupted_record(text_folder: Path, tmp_path: Path) 
 
 
 def test_every_study_plans_cells_that_validate(tmp_path: Path) -> None:
-    for name, counts in {"reproduce": 7, "reproduce_full": 35, "tune": 20}.items():
+    for name, counts in {"reproduce": 7, "reproduce_full": 37, "tune": 15}.items():
         answer = bench(f"study={name}", "launch.dry_run=true", f"root={tmp_path / 'runs'}")
         assert answer.returncode == 0, answer.stderr
         lines = answer.stdout.strip().splitlines()

@@ -1,4 +1,4 @@
-"""Checks of saved optimizer state, made before any of it is used."""
+"""The state of a parameter: its layout, its creation, and the checks of a saved one."""
 
 from collections.abc import Mapping, Sequence
 from itertools import chain
@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from gefen.blocks import row_geometry
-from gefen.codebook import LEVELS, is_learned
+from gefen.codebook import LEVELS
+from gefen.codes import is_learned
+from gefen.shared_codebook import SharedCodebook
 
 CONFIGURATION = ("first_moment_bits", "block_size", "min_quantized_size")
 
@@ -30,6 +32,20 @@ def state_layout(shape: torch.Size, group: Mapping[str, Any]) -> _Layout:
         layout["codebook"] = ((LEVELS,), torch.float32)
     layout["second_moment"] = (geometry.state_shape, torch.float32)
     return layout
+
+
+def create_state(
+    param: Tensor, group: Mapping[str, Any], codebook: SharedCodebook
+) -> dict[str, Tensor]:
+    """Return the state of a parameter before its first step: zeros, and the shared codebook."""
+    state = {}
+    for name, (shape, dtype) in state_layout(param.shape, group).items():
+        if name == "codebook":
+            state[name] = codebook.storage(param.device)
+        else:
+            device = "cpu" if name == "step" else param.device
+            state[name] = torch.zeros(shape, dtype=dtype, device=device)
+    return state
 
 
 def prepare_state(
