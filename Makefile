@@ -3,18 +3,19 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --progress-bar off
 
-.PHONY: help reproduce reproduce-full tune report test lint clean
+# A failed run (exit 1) is reported too, and still fails the target; mistakes and Ctrl-C just end it.
+study = $(BIN)/gefen-bench study=$(1); code=$$?; [ $$code -gt 1 ] || $(BIN)/gefen-report runs/$(1) && exit $$code
+
+.PHONY: help reproduce reproduce-full tune test clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
 
 reproduce: .venv/installed ## Run the embedded study (about 10 minutes on two cores) and report
-	@$(BIN)/gefen-bench study=reproduce
-	@$(BIN)/gefen-report runs/reproduce
+	@$(call study,reproduce)
 
 reproduce-full: .venv/installed ## The same at full size (up to 3 hours); its records are published
-	@$(BIN)/gefen-bench study=reproduce_full
-	@$(BIN)/gefen-report runs/reproduce_full
+	@$(call study,reproduce_full)
 
 tune: .venv/installed ## The learning-rate search behind configs/tuned/gpt2_3m.yaml
 	@$(BIN)/gefen-bench study=tune
@@ -30,7 +31,7 @@ test: .venv/installed-dev ## Lint, types, import rules and the whole test suite
 # pip works on the installed torch alone: other installers would fetch gigabytes of CUDA packages.
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one with PYTHON=...")'
-	@test -x $(BIN)/python || { echo "Creating .venv"; $(PYTHON) -m venv .venv; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { echo "Creating .venv"; $(PYTHON) -m venv --clear .venv; }
 	@echo "Installing the pinned packages into .venv (once, a few minutes)"
 	@$(PIP) -e . -c constraints.txt
 	@touch $@

@@ -41,6 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (UserError, HydraException, OmegaConfBaseException) as error:
         print(f"gefen-bench: {explain(error)}", file=sys.stderr)
         code = 2
+    except OSError as error:
+        print(f"gefen-bench: {error.strerror}: {error.filename}.", file=sys.stderr)
+        code = 2
     except KeyboardInterrupt:
         print(
             "\ngefen-bench: stopped; finished runs are kept, the same command goes on from here.",

@@ -1,6 +1,7 @@
 """What a cell is: its content-addressed identity, its label, its folder, and whether it is done."""
 
 import hashlib
+import importlib.metadata
 import json
 import os
 from collections.abc import Callable
@@ -56,10 +57,18 @@ def resolve(config: RunConfig) -> RunConfig:
         optimizer=replace(
             config.optimizer, lr=config.optimizer.lr * config.optimizer.lr_factor, lr_factor=1.0
         ),
+        seed=_common_seed(config),
         model_seed=config.seed if config.model_seed is None else config.model_seed,
         data_seed=config.seed if config.data_seed is None else config.data_seed,
         device=_device(config.device),
     )
+
+
+def _common_seed(config: RunConfig) -> int:
+    """`seed`, or the value that both parts of it were given."""
+    parts = {config.model_seed, config.data_seed} - {None}
+    both = config.model_seed is not None and config.model_seed == config.data_seed
+    return parts.pop() or 0 if both else config.seed
 
 
 def _device(name: str) -> str:
@@ -80,14 +89,18 @@ def cell_id(config: RunConfig, data_hash: str, code_hash: str) -> str:
     for key in NOT_IDENTITY:
         identity.pop(key)
     identity["data"].pop("path")  # the data hash stands for the content, wherever it lies
+    identity["torch"] = importlib.metadata.version("torch").partition("+")[0]
     text = json.dumps([identity, data_hash, code_hash], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def label(config: RunConfig) -> str:
     """A short name a person can tell runs apart by: model/optimizer/length/precision/lr/seed."""
+    seeds = {config.model_seed, config.data_seed} - {None}
+    same = len(seeds) <= 1
+    seed = f"s{config.seed}" if same else f"m{config.model_seed}d{config.data_seed}"
     parts = (config.model.name, config.optimizer.name, str(config.seq_len), config.precision)
-    return "/".join((*parts, f"lr{config.optimizer.lr:.3g}", f"s{config.seed}"))
+    return "/".join((*parts, f"lr{config.optimizer.lr:.3g}", seed))
 
 
 def cache_dir(config: RunConfig) -> Path:
@@ -106,7 +119,7 @@ def plan(configs: list[RunConfig], progress: bool = True) -> list[Cell]:
         validate(config)
         optimizers.check(config.optimizer)
         models.check(config.model)
-        data.check(config.data)
+        data.check(config.data, cache_dir(config) / "data")
     code = provenance.code_hash()
     hashes: dict[str, str] = {}
     cells: dict[str, Cell] = {}

@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 
@@ -31,7 +30,7 @@ class Progress:
 def save(setup: Setup, progress: Progress, watch: LossWatch) -> None:
     """Write `checkpoint.pt` into the cell's folder, atomically."""
     path = setup.directory / NAME
-    temporary = path.with_suffix(".tmp")
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
     state = {
         "id": setup.job["id"],
         "model": setup.model.state_dict(),
@@ -63,9 +62,3 @@ def load(setup: Setup, watch: LossWatch) -> Progress:
     progress: Progress = state["progress"]
     progress.resumed_at_step = progress.step
     return progress
-
-
-def remove(directory: Path) -> None:
-    """Delete a checkpoint that is no longer needed."""
-    for name in (NAME, Path(NAME).with_suffix(".tmp").name):
-        (directory / name).unlink(missing_ok=True)

@@ -15,6 +15,7 @@ from typing import IO, Any
 
 from harness import store
 from harness.cells import Cell, blank_record, job
+from harness.errors import UserError
 from harness.provenance import utc_now
 
 PROGRESS_MARK = "@progress "
@@ -57,11 +58,11 @@ def _next_attempt(directory: Path) -> int:
 
 
 def _run(cell: Cell, task: dict[str, Any], on_progress: OnProgress) -> store.Record:
-    kills = _oom_kills()
-    started = utc_now()
+    kills, parent = _oom_kills(), str(os.getpid())
+    failure_record = blank_record(task, cell.config.device)
     with (cell.directory / "log.txt").open("a") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "harness.worker", str(cell.directory.resolve())],
+            [sys.executable, "-m", "harness.worker", str(cell.directory.resolve()), parent],
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
@@ -83,30 +84,29 @@ def _run(cell: Cell, task: dict[str, Any], on_progress: OnProgress) -> store.Rec
             failure = ("timeout", f"Stopped after launch.timeout_seconds={limit:g}.")
         except KeyboardInterrupt:
             _kill(process)
-            _failed(cell, task, "interrupted", "Interrupted by the user.", started)
+            if _written(cell, task) is None:
+                _failed(cell, failure_record, "interrupted", "Interrupted by the user.")
             raise
         reader.join(timeout=10)
+    # A worker that was ended while it closed its dashboard has its result on disk already.
     record = _written(cell, task)
-    if record is not None and failure is None:
+    if record is not None:
         return record
     status, error = failure or _explain(process.returncode, kills, cell.directory / "log.txt")
-    return _failed(cell, task, status, error, started)
+    return _failed(cell, failure_record, status, error)
 
 
 def _written(cell: Cell, task: dict[str, Any]) -> store.Record | None:
     """The record that the worker of this attempt wrote, if it came to that."""
-    if not store.has_record(cell.directory):
+    try:
+        record = store.read_record(cell.directory)
+    except UserError:
         return None
-    record = store.read_record(cell.directory)
     return record if record.attempt == task["attempt"] else None
 
 
-def _failed(
-    cell: Cell, task: dict[str, Any], status: str, error: str, started: str
-) -> store.Record:
-    record = blank_record(task, cell.config.device)
+def _failed(cell: Cell, record: store.Record, status: str, error: str) -> store.Record:
     record.status, record.error = status, error
-    record.provenance["started_utc"] = started
     record.provenance["finished_utc"] = utc_now()
     store.write_record(cell.directory, record)
     return record
@@ -148,12 +148,19 @@ def _environment(cell: Cell) -> dict[str, str]:
 
 
 def _oom_kills() -> int:
-    """How many processes the kernel has ended for lack of memory since boot (0 if unknown)."""
-    try:
-        lines = Path("/proc/vmstat").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
+    """How many processes the kernel has ended for lack of memory (0 if unknown).
+
+    Counted in this process's own control group where there is one, else on the whole machine.
+    """
+    for path, key in (("/sys/fs/cgroup/memory.events", "oom_kill "), ("/proc/vmstat", "oom_kill ")):
+        try:
+            lines = Path(path).read_text().splitlines()
+        except OSError:
+            continue
+        found = [int(line.split()[1]) for line in lines if line.startswith(key)]
+        if found:
+            return found[0]
+    return 0
 
 
 def _explain(code: int, kills_before: int, log: Path) -> tuple[str, str]:

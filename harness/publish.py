@@ -31,15 +31,17 @@ def publish(study_dir: Path, results: Path) -> Path:
                 "first, then run the study."
             )
     target = results / study["name"]
-    if target.exists():
-        shutil.rmtree(target)
-    store.write_study(target, study)
+    copy = results / f".{study['name']}.new"
+    shutil.rmtree(copy, ignore_errors=True)
+    store.write_study(copy, study)
     for record in records:
-        folder = store.cell_dir(target, record.id)
+        folder = store.cell_dir(copy, record.id)
         store.write_record(folder, record)
         curve = store.cell_dir(study_dir, record.id) / store.CURVE_FILE
         if curve.is_file():
             shutil.copyfile(curve, folder / store.CURVE_FILE)
+    shutil.rmtree(target, ignore_errors=True)
+    copy.rename(target)
     return target
 
 

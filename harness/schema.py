@@ -260,6 +260,11 @@ def _validate_sizes(config: RunConfig) -> None:
     for key in ("micro_batch", "grad_accumulation"):
         _at_least(key, getattr(config, key), 1)
     _at_least("seq_len", config.seq_len, 2)
+    if config.task.eval_tokens < config.seq_len:
+        raise UserError(
+            f"task.eval_tokens={config.task.eval_tokens} is less than one sequence; choose at "
+            f"least seq_len={config.seq_len}."
+        )
     for key in ("seed", "model_seed", "data_seed"):
         _at_least(key, getattr(config, key) or 0, 0)
     if config.threads is not None:
@@ -297,7 +302,10 @@ def _validate_schedule(task: TaskConfig) -> None:
         _at_least(f"task.{key}", getattr(task, key), 1)
     for key in ("warmup_steps", "checkpoint_every_steps", "warmup_optimizer_steps"):
         _at_least(f"task.{key}", getattr(task, key), 0)
-    _at_least("task.timed_optimizer_steps", task.timed_optimizer_steps, 1)
+    for key in ("timed_optimizer_steps", "spike_window", "divergence_window"):
+        _at_least(f"task.{key}", getattr(task, key), 1)
+    for key in ("grad_clip", "spike_mads"):
+        _above_zero(f"task.{key}", getattr(task, key))
     if task.warmup_steps >= task.steps:
         raise UserError(
             f"task.warmup_steps={task.warmup_steps} leaves nothing of task.steps={task.steps}; "

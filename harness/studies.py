@@ -19,29 +19,48 @@ def expand(study: StudyConfig, name: str, extra: list[str]) -> list[list[str]]:
     """
     cells = []
     for part, content in study.parts.items():
-        unknown = set(content) - {"overrides", "sweep", "tuned"}
-        if unknown:
-            raise UserError(
-                f"study.parts.{part}.{sorted(unknown)[0]} is not known; allowed: overrides, "
-                "sweep, tuned."
-            )
+        _check_part(part, content, extra)
         fixed = {"study": name, "part": part, **(content.get("overrides") or {})}
         sweep: dict[str, list[Any]] = content.get("sweep") or {}
         for values in itertools.product(*sweep.values()):
             chosen = {**fixed, **dict(zip(sweep, values, strict=True))}
             if content.get("tuned"):
-                chosen["optimizer.lr"] = tuned_rate(content["tuned"], str(chosen["optimizer"]))
+                tuned = load_group("tuned", content["tuned"])
+                if chosen.get("model", tuned["model"]) != tuned["model"]:
+                    raise UserError(
+                        f"study.parts.{part}.tuned={content['tuned']} holds rates for model "
+                        f"{tuned['model']}, not for {chosen['model']}."
+                    )
+                chosen["optimizer.lr"] = tuned_rate(tuned, str(chosen.get("optimizer")))
             cells.append([*(f"{key}={_text(value)}" for key, value in chosen.items()), *extra])
     return cells
 
 
-def tuned_rate(name: str, optimizer: str) -> float:
-    """The learning rate that the tuning study behind configs/tuned/<name>.yaml chose."""
-    winners = load_group("tuned", name)["winners"]
+def _check_part(part: str, content: Any, extra: list[str]) -> None:
+    """Raise UserError where a part is malformed, or the command line overrides what it sweeps."""
+    if not isinstance(content, dict) or set(content) - {"overrides", "sweep", "tuned"}:
+        wrong = sorted(set(content) - {"overrides", "sweep", "tuned"}) if content else [None]
+        raise UserError(
+            f"study.parts.{part} has {wrong[0]}, which is not known; allowed: overrides, sweep, "
+            "tuned."
+        )
+    sweep = content.get("sweep") or {}
+    for key, values in sweep.items():
+        if not isinstance(values, list):
+            raise UserError(f"study.parts.{part}.sweep.{key}={values} must be a list.")
+        if any(text.split("=")[0].lstrip("+~") == key for text in extra):
+            raise UserError(
+                f"{key} is swept by part {part} of the study; leave it out, or run without study=."
+            )
+
+
+def tuned_rate(tuned: dict[str, Any], optimizer: str) -> float:
+    """The learning rate that a tuning study chose for an optimizer."""
+    winners = tuned["winners"]
     if optimizer not in winners:
         raise UserError(
-            f"configs/tuned/{name}.yaml has no learning rate for optimizer {optimizer}; it has "
-            f"{', '.join(sorted(winners))}."
+            f"configs/tuned/{tuned['model']}.yaml has no learning rate for optimizer {optimizer}; "
+            f"it has {', '.join(sorted(winners))}."
         )
     return float(winners[optimizer]["lr"])
 

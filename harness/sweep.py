@@ -1,18 +1,18 @@
 """Runs planned cells one after another, says how far it is, and leaves a resumable study."""
 
+import fcntl
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from harness import store
 from harness.cells import Cell
-from harness.errors import UserError
 from harness.launcher import launch
 from harness.provenance import utc_now
-from harness.schema import StudyConfig
 
 OnRecord = Callable[[store.Record], None]
 
@@ -59,13 +59,11 @@ def _run_one(cell: Cell, command: str, head: str, progress: bool) -> store.Recor
     ) as bar:
 
         def show(values: dict[str, Any]) -> None:
+            note = f"loss {values['loss']:.3f}" if "loss" in values else values.get("phase", "")
+            bar.set_postfix_str(f" {note}", refresh=interactive)
             if "steps" in values:
                 bar.total = values["steps"]
                 bar.update(values["step"] - bar.n)
-            note = str(values.get("phase", ""))
-            if "loss" in values:
-                note = f"loss {values['loss']:.3f}"
-            bar.set_postfix_str(note, refresh=interactive)
 
         return launch(cell, command, show)
 
@@ -88,33 +86,32 @@ def summary_line(record: store.Record) -> str:
 def write_study(cells: list[Cell], command: str) -> None:
     """Write or extend `study.json` of each study among the cells; earlier cells stay listed."""
     for directory in dict.fromkeys(cell.study_dir for cell in cells):
-        members = [cell for cell in cells if cell.study_dir == directory]
-        study = members[0].config.study
-        listed = {cell["id"]: cell for cell in _listed(cells=members, study=study)}
-        store.write_study(
-            directory,
-            {
-                "name": study.name,
-                "title": study.title,
-                "description": study.description,
-                "demonstration": study.demonstration,
-                "claims": study.claims,
-                "command": command,
-                "created_utc": utc_now(),
-                "cells": list(listed.values()),
-            },
-        )
+        directory.mkdir(parents=True, exist_ok=True)
+        with (directory / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # two commands may extend one study at once
+            _write_study(directory, [c for c in cells if c.study_dir == directory], command)
 
 
-def _listed(cells: list[Cell], study: StudyConfig) -> list[dict[str, str]]:
-    """The cells of this command; an ad hoc study also keeps those of earlier commands."""
-    earlier: list[dict[str, str]] = []
-    if not study.parts:
-        try:
-            earlier = store.read_study(cells[0].study_dir)["cells"]
-        except UserError:
-            earlier = []
-    return [*earlier, *({"id": c.id, "part": c.config.part, "label": c.label} for c in cells)]
+def _write_study(directory: Path, members: list[Cell], command: str) -> None:
+    study = members[0].config.study
+    earlier = store.read_study(directory) if (directory / store.STUDY_FILE).exists() else {}
+    # A study file lists its own cells; runs from the command line add to those before.
+    kept = [] if study.parts else earlier.get("cells", [])
+    new = [{"id": c.id, "part": c.config.part, "label": c.label} for c in members]
+    listed = {cell["id"]: cell for cell in (*kept, *new)}
+    store.write_study(
+        directory,
+        {
+            "name": study.name,
+            "title": study.title,
+            "description": study.description,
+            "demonstration": study.demonstration,
+            "claims": study.claims,
+            "command": command,
+            "created_utc": earlier.get("created_utc", utc_now()),
+            "cells": list(listed.values()),
+        },
+    )
 
 
 def dry_run(cells: list[Cell]) -> str:

@@ -1,5 +1,6 @@
 """task.kind=pretrain: the training loop, its checkpoints and its curve."""
 
+import itertools
 import math
 
 import torch
@@ -38,17 +39,24 @@ class Run:
         )
         self.progress = checkpoint.load(setup, self.watch)
         self.grad_norm = self.update_rms = math.nan
+        self._replay()
 
     def train(self) -> Outcome:
         """Run to the end of the schedule or to divergence."""
         setup, progress = self.setup, self.progress
         if progress.step == 0:
             self._evaluate()
-        with setup.meter.phase("training"), frozen_gc():
+        with frozen_gc():
+            # The peak is that of steps alone: no evaluation, logging or checkpoint inside.
+            for phase in ("first_training_step", "training_step"):
+                if progress.step < self.task.steps:
+                    with setup.meter.phase(phase):
+                        self._step()
+                    self._after_step()
             while progress.step < self.task.steps and not self.watch.diverged:
                 self._step()
                 self._after_step()
-        diverged = self.watch.diverged
+        diverged = self.watch.diverged or not math.isfinite(progress.evaluations[-1][1])
         metrics = training_metrics(setup, progress, self.watch, diverged)
         if diverged:
             error = f"The loss diverged by step {progress.step}."
@@ -85,6 +93,7 @@ class Run:
         with Stopwatch(setup.device) as clip:
             norm = torch.nn.utils.clip_grad_norm_(setup.model.parameters(), self.task.grad_clip)
         before = self._snapshot()
+        self.update_rms = math.nan  # measured in logged steps alone
         with Stopwatch(setup.device) as update:
             setup.optimizer.step()
         if before is not None:
@@ -118,14 +127,22 @@ class Run:
         tokens = progress.step * self.setup.tokens_per_step
         for key, value in values.items():
             progress.rows.append((progress.step, tokens, progress.train_seconds, key, value))
-        axes = {
-            "step": progress.step,
-            "tokens": tokens,
-            "train_seconds": progress.train_seconds,
-            # The usual estimate of forward and backward: 6 for each parameter and token.
-            "flops": 6.0 * self.parameters * tokens,
-        }
-        self.setup.tracker.log({**axes, **values})
+        self.tracker_log(progress.step, tokens, progress.train_seconds, values)
+
+    def _replay(self) -> None:
+        """Give the dashboard's new run the points of the attempt that it continues."""
+        for step, rows in itertools.groupby(self.progress.rows, key=lambda row: row[0]):
+            points = list(rows)
+            values = {key: value for *_, key, value in points}
+            self.tracker_log(step, points[0][1], points[0][2], values)
+
+    def tracker_log(
+        self, step: int, tokens: int, train_seconds: float, values: dict[str, float]
+    ) -> None:
+        """One point with every axis that a dashboard offers."""
+        # The usual estimate of forward and backward: 6 for each parameter and token.
+        axes = {"step": step, "tokens": tokens, "flops": 6.0 * self.parameters * tokens}
+        self.setup.tracker.log({**axes, "train_seconds": train_seconds, **values})
 
     def _log(self) -> None:
         progress, setup = self.progress, self.setup
@@ -153,14 +170,14 @@ class Run:
         setup, config = self.setup, self.setup.config
         setup.model.eval()
         tokens = setup.corpus.tokens(self.task.eval_split)
-        total, batches = 0.0, 0
+        total, sequences = 0.0, 0
         for ids in data.evaluation_batches(
             tokens, config.seq_len, config.micro_batch, self.task.eval_tokens
         ):
-            total += float(setup.loss(torch.from_numpy(ids).to(setup.device)))
-            batches += 1
+            total += len(ids) * float(setup.loss(torch.from_numpy(ids).to(setup.device)))
+            sequences += len(ids)
         setup.model.train()
-        loss = total / batches
+        loss = total / sequences
         self.progress.evaluations.append((self.progress.step, loss))
         self._record(
             {

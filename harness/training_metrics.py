@@ -21,7 +21,9 @@ def training_metrics(
         **metrics,
         # Gradients are freed after each step; while they live they mirror the parameters.
         "gradient_bytes": metrics["parameter_bytes"],
-        "peak_bytes": max(setup.meter.peaks.values()),
+        "peak_bytes": max(
+            setup.meter.peaks.get(phase, 0) for phase in ("first_training_step", "training_step")
+        ),
         "memory_method": setup.meter.method,
         "steps": progress.step,
         "tokens": tokens,
@@ -29,13 +31,13 @@ def training_metrics(
         "tokens_per_second": tokens / progress.train_seconds,
         "initial_eval_loss": losses[0],
         "final_eval_loss": final,
-        "best_eval_loss": min(losses),
+        "best_eval_loss": min((x for x in losses if math.isfinite(x)), default=math.nan),
         "final_eval_perplexity": perplexity(final),
         "final_eval_bits_per_byte": bits_per_byte(setup, final),
         "eval_split": setup.config.task.eval_split,
         "final_train_loss": progress.losses[-1],
         "loss_spikes_total": watch.spikes_total,
-        "largest_update_rms": progress.largest_update_rms,
+        "largest_logged_update_rms": progress.largest_update_rms,
         "nonfinite_gradients_total": progress.nonfinite_gradients_total,
         "resumed_at_step": progress.resumed_at_step,
         **_times(progress),

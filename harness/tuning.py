@@ -29,17 +29,20 @@ def choose(records: list[store.Record]) -> dict[str, Any]:
     may lie outside. Raises UserError when trials do not compare or are unfinished.
     """
     _check(records)
+    _check_budgets(records)
     trials: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
         loss = record.metrics.get("final_eval_loss")
         optimizer = record.config["optimizer"]
         trials[optimizer["name"]][optimizer["lr"]].append(math.inf if loss is None else loss)
-    return {name: _winner(rates) for name, rates in sorted(trials.items())}
+    return {name: _winner(name, rates) for name, rates in sorted(trials.items())}
 
 
-def _winner(rates: dict[float, list[float]]) -> dict[str, Any]:
+def _winner(name: str, rates: dict[float, list[float]]) -> dict[str, Any]:
     means = {rate: fmean(losses) for rate, losses in sorted(rates.items())}
     best = min(means, key=lambda rate: means[rate])
+    if not math.isfinite(means[best]):
+        raise UserError(f"Every rate of {name} diverged; choose a grid of smaller rates.")
     return {
         "lr": best,
         "edge_of_grid": best in (min(means), max(means)),
@@ -48,6 +51,25 @@ def _winner(rates: dict[float, list[float]]) -> dict[str, Any]:
             for rate, mean in means.items()
         },
     }
+
+
+def _check_budgets(records: list[store.Record]) -> None:
+    """Every optimizer had as many rates, each with the same seeds, and nothing else varies."""
+    budgets: dict[str, set[tuple[int, tuple[int, ...]]]] = defaultdict(set)
+    grids: dict[str, dict[float, list[int]]] = defaultdict(lambda: defaultdict(list))
+    settings: dict[str, dict[str, Any]] = {}
+    for record in records:
+        optimizer = dict(record.config["optimizer"])
+        name, rate = optimizer["name"], optimizer.pop("lr")
+        grids[name][rate].append(record.config["seed"])
+        if settings.setdefault(name, optimizer) != optimizer:
+            raise UserError(f"The trials of {name} differ in more than the learning rate.")
+    for name, rates in grids.items():
+        for seeds in rates.values():
+            budgets[name].add((len(rates), tuple(sorted(seeds))))
+    if len(set.union(*budgets.values())) > 1:
+        listed = ", ".join(f"{name} {len(rates)} rates" for name, rates in sorted(grids.items()))
+        raise UserError(f"The optimizers had unequal budgets: {listed}.")
 
 
 def _check(records: list[store.Record]) -> None:
@@ -73,6 +95,9 @@ def _check(records: list[store.Record]) -> None:
 def write(study_dir: Path) -> Path:
     """Write configs/tuned/<model>.yaml from the study's records and return its path."""
     study, records = store.load_study(study_dir)
+    if len(records) < len(study["cells"]):
+        missing = len(study["cells"]) - len(records)
+        raise UserError(f"{missing} of {len(study['cells'])} trials have not run; run them first.")
     winners = choose(records)
     provenance, config = records[0].provenance, records[0].config
     content = {

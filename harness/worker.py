@@ -25,8 +25,8 @@ PR_SET_PDEATHSIG = 1
 
 def main() -> int:
     """Run the job described in `<folder>/job.json`; the record says how it ended."""
-    _die_with_parent()
-    directory = Path(sys.argv[1])
+    directory, parent = Path(sys.argv[1]), int(sys.argv[2])
+    _die_with_parent(parent)
     job = json.loads((directory / "job.json").read_text())
     config = job_config(job)
     record = blank_record(job, config.device)
@@ -39,14 +39,15 @@ def main() -> int:
     except BaseException as error:
         traceback.print_exc()
         record.status, record.error = _status_of(error), _sentence(error)
-    # Collected again: the libraries that the task loaded now say what they run on.
-    record.provenance = {
-        **blank_record(job, config.device).provenance,
-        "started_utc": record.provenance["started_utc"],
-        "finished_utc": utc_now(),
-    }
+    # Libraries that the task loaded now say what they run on; the commit is that of the start.
+    loaded = blank_record(job, config.device).provenance
+    for key in ("packages", "threads", "device_name"):
+        record.provenance[key] = loaded[key]
+    record.provenance["finished_utc"] = utc_now()
     store.write_record(directory, record)
-    (directory / "checkpoint.pt").unlink(missing_ok=True)
+    if record.is_result:
+        for leftover in directory.glob("checkpoint.*"):
+            leftover.unlink()
     # After the record: a slow or broken dashboard must not cost a result.
     _mirror(tracker, record)
     return 0
@@ -87,10 +88,12 @@ def _run_info(config: RunConfig, job: dict[str, Any], directory: Path) -> RunInf
     )
 
 
-def _die_with_parent() -> None:
+def _die_with_parent(parent: int) -> None:
     """Ask Linux to end this process when its parent is gone, so that no run is orphaned."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it was gone before the request
+        os._exit(1)
 
 
 def _run_task(config: RunConfig, job: dict[str, Any], directory: Path, tracker: Tracker) -> Any:

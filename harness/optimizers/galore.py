@@ -57,7 +57,11 @@ def _build(model: "nn.Module", config: OptimizerConfig) -> "Optimizer":
         rest = [p for p in group["params"] if id(p) not in identities]
         groups.append({**group, "params": rest})
     optimizer: Optimizer = GaLore(
-        drop_empty(groups), lr=config.lr, betas=(config.betas[0], config.betas[1]), eps=config.eps
+        drop_empty(groups),
+        lr=config.lr,
+        betas=(config.betas[0], config.betas[1]),
+        eps=config.eps,
+        foreach=config.options.get("foreach", False),
     )
     return optimizer
 
@@ -87,7 +91,7 @@ ENTRY = OptimizerEntry(
     summary="Adam in a low-rank projection of hidden matrices' gradients; plain Adam elsewhere.",
     needs="pytorch_optimizer",
     imports=("pytorch_optimizer",),
-    options=frozenset({"rank", *_PROJECTION}),
+    options=frozenset({"rank", "foreach", *_PROJECTION}),
     build=_build,
     state_bytes=_state_bytes,
 )

@@ -115,6 +115,14 @@ def test_a_timeout_and_a_crash_are_recorded_and_run_again(make_run: MakeRun) -> 
     assert "no_such_option" in (record.error or "")
 
 
+def test_a_broken_last_update_is_divergence(make_run: MakeRun) -> None:
+    config = make_run(task={"steps": 1, "warmup_steps": 0})
+    wild = dataclasses.replace(config.optimizer, lr=1e38)
+    record = cells.run_cell(dataclasses.replace(config, optimizer=wild), progress=False)
+    assert record.status == "diverged"
+    assert record.metrics["final_eval_loss"] is None
+
+
 def test_memory_beyond_the_machine_is_an_oom_result(make_run: MakeRun) -> None:
     giant = make_run()
     model = dataclasses.replace(giant.model, hidden_size=2**20, heads=2**10)
