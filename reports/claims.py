@@ -114,8 +114,8 @@ def estimators() -> dict[str, Estimator]:
 
 
 def evaluate(data: StudyData, claims: dict[str, Claim]) -> list[Verdict]:
-    """A verdict for each claim that the study names (all claims if it names none) and subject."""
-    wanted: list[str] = data.study.get("claims") or list(claims)
+    """A verdict for each claim that the study lists (all where it has no list) and subject."""
+    wanted: list[str] = data.study.get("claims", list(claims))
     verdicts: list[Verdict] = []
     for name in wanted:
         if name not in claims:

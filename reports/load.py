@@ -85,6 +85,7 @@ def row_of(record: dict[str, Any]) -> dict[str, Any]:
     config, provenance = record["config"], record["provenance"]
     optimizer, task = config["optimizer"], config.get("task", {})
     settings = {key: value for key, value in optimizer.items() if key != "name"}
+    settings |= conditions_of(config, provenance)
     seed = config.get("seed", 0)
     row: dict[str, Any] = {key: record.get(key) for key in ("id", "part", "label", "status")}
     row |= {"error": record.get("error") or "", "attempt": record.get("attempt", 1)}
@@ -100,6 +101,7 @@ def row_of(record: dict[str, Any]) -> dict[str, Any]:
         "data_seed": seed if config.get("data_seed") is None else config["data_seed"],
         "task": task.get("kind"),
         "planned_steps": task.get("steps"),
+        "eval_split": task.get("eval_split"),
         "config": config,
     }
     for key in ("data_hash", "code_hash", "device", "device_name", "cpu_model", "cpu_cores"):
@@ -114,8 +116,20 @@ def row_of(record: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
+def conditions_of(config: dict[str, Any], provenance: dict[str, Any]) -> dict[str, Any]:
+    """What must not be averaged over, besides what tables and panels are split by anyway."""
+    task = config.get("task", {})
+    training = {}
+    if task.get("kind") == "pretrain":
+        batch = config.get("micro_batch", 1) * config.get("grad_accumulation", 1)
+        training = {"steps": task.get("steps"), "split": task.get("eval_split"), "batch": batch}
+    hashes = {"code": provenance.get("code_hash"), "data": provenance.get("data_hash")}
+    short = {key: str(value)[:8] for key, value in hashes.items()}
+    return {**training, **short, "device": provenance.get("device")}
+
+
 def variants(runs: pd.DataFrame) -> pd.Series:
-    """Optimizer name, with the settings that differ where one optimizer ran with several.
+    """Optimizer name, with the settings or conditions that differ where it ran with several.
 
     Only cells of one task, model, sequence length and precision count as "several", so a rate that
     was tuned for each sequence length does not split an optimizer.

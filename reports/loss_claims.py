@@ -29,6 +29,7 @@ class Pairs:
     differences: list[float] = field(default_factory=list)
     diverged: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
     cells: list[str] = field(default_factory=list)
 
     @property
@@ -107,6 +108,12 @@ def judge_group(
         apart = "; ".join(nearest(first.to_dict(), base.to_dict("records"), CONDITIONS))
         sentence = f"At {scope} the cells cannot be compared: {apart}."
         return answer(claim, subject, data, "not tested", sentence, scope=scope)
+    if first["eval_split"] != "test":
+        sentence = (
+            f"At {scope} the loss is that of the {first['eval_split']} split, on which learning "
+            "rates are chosen; a verdict needs task.eval_split=test."
+        )
+        return answer(claim, subject, data, "not tested", sentence, scope=scope)
     mixed = mixture(mine, same)
     if mixed:
         sentence = f"At {scope} the cells cannot be compared: {mixed}."
@@ -120,6 +127,8 @@ def mixture(mine: pd.DataFrame, base: pd.DataFrame) -> str:
     found = []
     for cells in (mine, base):
         name = cells["optimizer"].iloc[0]
+        if cells.duplicated(SEEDS).any():
+            found.append(f"several {name} cells have the same seeds")
         for key, values in differing(list(cells["config"]), HARMLESS).items():
             found.append(f"the {name} cells mix {key} = {listed(values)}")
     if found:
@@ -146,6 +155,8 @@ def pair(mine: pd.DataFrame, base: pd.DataFrame) -> Pairs:
             cell = "" if which is None else f" in {which['id']}"
             what = problem or trouble(left)
             pairs.left_out.append(f"{name} ({who['optimizer'].iloc[0]} {what}{cell})")
+            if not problem and left is not None:
+                pairs.failed.append(name)
             continue
         else:
             assert left is not None
@@ -181,8 +192,13 @@ def judge_pairs(claim: Claim, subject: str, scope: str, pairs: Pairs, data: Stud
         test = noninferiority(pairs.differences, claim.margin, claim.alpha)
     if pairs.n < claim.min_seeds:
         verdict, why = "inconclusive", too_few(claim, pairs, test)
-    elif pairs.diverged or test is None:
+    elif pairs.diverged:
         verdict, why = "refuted", "A run that diverges where the baseline finishes is worse."
+    elif test is None:
+        verdict, why = "inconclusive", "One pair has no spread to test."
+    elif test.verdict == "reproduced" and pairs.failed:
+        verdict = "inconclusive"
+        why = f"Without the runs that failed where the baseline finished ({listed(pairs.failed)})."
     else:
         verdict, why = test.verdict, reason(claim, test)
     notes = [f"Diverged: {listed(pairs.diverged)}."] if pairs.diverged else []

@@ -22,6 +22,7 @@ MEANS = [
     *("peak_bytes", "step_median_seconds", "first_step_seconds", "final_eval_loss"),
     *("final_eval_bits_per_byte", "tokens_per_second"),
 ]
+INTERVALS = ("final_eval_loss", "final_eval_bits_per_byte")
 
 
 def runs_table(runs: pd.DataFrame, baseline: str = BASELINE) -> pd.DataFrame:
@@ -39,10 +40,10 @@ def runs_table(runs: pd.DataFrame, baseline: str = BASELINE) -> pd.DataFrame:
 
 
 def summary_table(table: pd.DataFrame) -> pd.DataFrame:
-    """From `runs_table`: means over finished cells with 95 % half-widths (nan for one cell).
+    """From `runs_table`: means over finished cells, for losses with 95 % half-widths.
 
-    Columns: the condition, optimizer, n, failed, lr, for each metric `x` its mean and
-    `x_ci95`, and the ids behind the row.
+    Columns: the condition, optimizer, n, failed, lr, for each metric `x` its mean, for losses
+    `x_ci95` (nan for one cell), and the ids behind the row.
     """
     rows = []
     for key, group in table.groupby(SUMMARY_KEYS, sort=False, dropna=False):
@@ -54,8 +55,8 @@ def summary_table(table: pd.DataFrame) -> pd.DataFrame:
             values = done[name].dropna()
             stat = mean_interval(values.tolist()) if len(values) else None
             row[name] = float("nan") if stat is None else stat.estimate
-            half = float("nan") if stat is None else stat.upper - stat.estimate
-            row[f"{name}_ci95"] = half
+            if name in INTERVALS:  # bytes are deterministic, and times are no sample of machines
+                row[f"{name}_ci95"] = float("nan") if stat is None else stat.upper - stat.estimate
         rows.append(row | {"cells": " ".join(group["id"])})
     return pd.DataFrame(rows)
 

@@ -24,7 +24,7 @@ def cell_config(optimizer: str, **given: Any) -> dict[str, Any]:
         "optimizer": {"name": optimizer, "lr": given.get("lr", 1e-3), "betas": [0.9, 0.95]},
         "model": {"name": given.get("model", "gpt2_4m")},
         "data": {"name": "python_source"},
-        "task": task | {"eval_split": "test"},
+        "task": task | {"eval_split": given.get("eval_split", "test")},
         "precision": given.get("precision", "fp32"),
         "seq_len": given.get("seq_len", 256),
         "micro_batch": given.get("micro_batch", 4),

@@ -224,3 +224,31 @@ def test_a_claim_that_no_file_holds_is_said(
     verdicts = evaluate(load(tmp_path / "study"), load_claims(claims_folder()))
     assert [item.verdict for item in verdicts] == ["not tested"]
     assert "faster_than_light" in verdicts[0].sentence
+
+
+def test_a_loss_on_the_split_that_tuned_is_no_verdict(judge: Callable, loss_cell: Maker) -> None:
+    found = judge(pairs(loss_cell, 0.0, eval_split="validation"))["adamw_loss"]
+    assert found.verdict == "not tested"
+    assert "validation split" in found.sentence
+
+
+def test_runs_that_failed_where_the_baseline_finished_keep_it_open(
+    judge: Callable, loss_cell: Maker
+) -> None:
+    records = pairs(loss_cell, 0.0)
+    records += [loss_cell("adamw", 9, 3.0), loss_cell("gefen", 9, status="oom")]
+    found = judge(records)["adamw_loss"]
+    assert found.n == 5
+    assert found.verdict == "inconclusive"
+    assert "failed where the baseline finished (seed 9)" in found.sentence
+
+
+def test_two_cells_of_one_seed_are_refused(judge: Callable, loss_cell: Maker) -> None:
+    records = [*pairs(loss_cell, 0.0), loss_cell("gefen", 0, 2.0, salt="again")]
+    found = judge(records)["adamw_loss"]
+    assert found.verdict == "not tested"
+    assert "several gefen cells have the same seeds" in found.sentence
+
+
+def test_an_empty_list_of_claims_asks_for_none(judge: Callable, loss_cell: Maker) -> None:
+    assert judge(pairs(loss_cell, 0.0), claims=[]) == {}

@@ -1,0 +1,41 @@
+"""Tables never average what does not compare."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from reports.load import load
+from reports.tables import runs_table, summary_table
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ({"code_hash": "f" * 64}, "code ffffffff"),
+        ({"data_hash": "e" * 64}, "data eeeeeeee"),
+        ({"eval_split": "validation"}, "split validation"),
+        ({"steps": 600}, "steps 600"),
+    ],
+)
+def test_unlike_cells_of_one_optimizer_stand_in_rows_of_their_own(
+    tmp_path: Path,
+    write_study: Callable[..., Path],
+    loss_cell: Callable,
+    given: dict[str, object],
+    shown: str,
+) -> None:
+    records = [loss_cell("adamw", 0, 3.0), loss_cell("adamw", 1, 4.0, salt="other", **given)]
+    data = load(write_study(tmp_path / "study", records))
+    summary = summary_table(runs_table(data.runs))
+    assert sorted(summary["n"]) == [1, 1]
+    assert sorted(summary["final_eval_loss"]) == [3.0, 4.0]
+    assert any(shown in variant for variant in summary["variant"])
+
+
+def test_bytes_and_times_carry_no_interval(full_study: Path) -> None:
+    summary = summary_table(runs_table(load(full_study).runs))
+    assert [name for name in summary if name.endswith("_ci95")] == [
+        "final_eval_loss_ci95",
+        "final_eval_bits_per_byte_ci95",
+    ]
