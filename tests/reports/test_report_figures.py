@@ -103,8 +103,10 @@ def test_a_study_in_which_everything_failed(
     tmp_path: Path, write_study: Callable[..., Path], memory_cell: Maker, loss_cell: Maker
 ) -> None:
     records = [memory_cell("gefen", status="oom"), loss_cell("adamw", 0, status="diverged")]
-    for drawn in draw_all(load(write_study(tmp_path, records)), 0.01):
+    drawings = draw_all(load(write_study(tmp_path, records)), 0.01)
+    for drawn in drawings:
         drawn.figure.canvas.draw()
+    assert drawings, "what failed must show in some figure"
 
 
 def test_the_legend_comes_from_the_seeds(full_study: Path, drawings: dict[str, Drawn]) -> None:
