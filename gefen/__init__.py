@@ -4,7 +4,7 @@ Method: N. Benedek, T. Koren, O. Fried, "Gefen: Optimized Stochastic Optimizer",
 arXiv 2606.13894 (2026).
 """
 
-from gefen.blocks import state_bytes
+from gefen.layout import state_bytes
 from gefen.optimizer import Gefen
 
 __all__ = ["Gefen", "__version__", "state_bytes"]

@@ -1,36 +1,42 @@
-"""Geometry: which elements of a parameter share a scale and a second moment.
+"""Geometry: which elements of a parameter share a scale, a second moment, a row and a column.
 
 The geometry follows from the shape alone, never from values. State therefore has the same shapes
 on every rank and before the first gradient.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 MIN_COLUMNS = 16
 MIN_QUANTIZED_SIZE = 4096
 BLOCK_SIZE = 2048
-_FLOAT_BYTES = 4
+# Elements that share a scale. Sixteen levels need the smaller groups; 64 cost 1/16 byte each.
+GROUP_SIZES = {4: 64, 8: 2048, 32: 2048}
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """A parameter seen as `experts` matrices of `rows` x `columns`, each row cut into blocks.
+    """A parameter seen as `experts` matrices of `rows` x `columns`, each row cut into groups.
 
-    Every row has `blocks_per_row` blocks of `block_length` elements; the last block of a row may
-    be shorter, never empty. `state_shape` is the shape of a tensor with one value per block.
+    Every row has `groups_per_row` groups of `group_length` elements that share a scale of the
+    first moment; the last group of a row may be shorter, never empty. `groups_per_block`
+    consecutive groups share a second moment (form "block"). `matrix_rows` are the rows of one
+    matrix on all ranks together; `lead` is the shape of a tensor with one value per row. `flat`
+    means that rows are pieces of the flattened parameter and have nothing to do with its shape.
     """
 
     experts: int
     rows: int
     columns: int
-    blocks_per_row: int
-    block_length: int
-    state_shape: tuple[int, ...]
+    groups_per_row: int
+    group_length: int
+    groups_per_block: int
+    matrix_rows: int
+    lead: tuple[int, ...]
+    flat: bool = False
 
     @property
     def total_rows(self) -> int:
@@ -38,156 +44,102 @@ class Geometry:
         return self.experts * self.rows
 
     @property
+    def blocks_per_row(self) -> int:
+        """Blocks of the second moment in one row."""
+        return -(-self.groups_per_row // self.groups_per_block)
+
+    @property
+    def groups(self) -> int:
+        """Groups of the whole parameter."""
+        return self.total_rows * self.groups_per_row
+
+    @property
     def blocks(self) -> int:
         """Blocks of the whole parameter."""
         return self.total_rows * self.blocks_per_row
 
     @property
-    def last_block_length(self) -> int:
-        """Elements of the last block of a row."""
-        return self.columns - (self.blocks_per_row - 1) * self.block_length
+    def group_shape(self) -> tuple[int, ...]:
+        """Shape of a tensor with one value per group."""
+        return (*self.lead, self.groups_per_row)
 
+    @property
+    def block_shape(self) -> tuple[int, ...]:
+        """Shape of a tensor with one value per block."""
+        return (*self.lead, self.blocks_per_row)
 
-@dataclass(frozen=True)
-class Chunk:
-    """Rows `[row_start, row_stop)` of all experts' rows, blocks `[block_start, block_stop)`."""
+    @property
+    def column_shape(self) -> tuple[int, ...]:
+        """Shape of a tensor with one value per column of each matrix."""
+        return (*self.lead[:-1], self.columns)
 
-    row_start: int
-    row_stop: int
-    block_start: int
-    block_stop: int
+    @property
+    def block_lengths(self) -> list[int]:
+        """Elements of each block of a row."""
+        length = self.groups_per_block * self.group_length
+        last = self.columns - (self.blocks_per_row - 1) * length
+        return [length] * (self.blocks_per_row - 1) + [last]
+
+    def in_order(self, tensor: Tensor) -> Tensor:
+        """Return a tensor whose memory has the order of flat groups; others may lie as they do."""
+        return tensor.contiguous() if self.flat else tensor
+
+    def with_leading_size(self, size: int) -> "Geometry":
+        """The geometry of a shard with `size` indices of dimension 0; `matrix_rows` stays."""
+        if len(self.lead) == 2:
+            return replace(self, experts=size, lead=(size, self.rows))
+        return replace(self, rows=size, lead=(size,))
 
 
 def row_geometry(
     shape: Iterable[int],
+    group_size: int = GROUP_SIZES[8],
     block_size: int = BLOCK_SIZE,
     min_quantized_size: int = MIN_QUANTIZED_SIZE,
+    *,
+    even_groups: bool = False,
 ) -> Geometry | None:
     """Return the rule `row` for a shape, or None where the state is exactly AdamW's.
 
-    A matrix is one expert; a 3-D tensor is (experts, rows, columns); with four or more dimensions
-    (convolutions) a row is all elements of one index of dimension 0. A row of C elements has
-    k = ceil(C / block_size) blocks of ceil(C / k). None for fewer than two dimensions, rows
-    shorter than 16 elements, or fewer than `min_quantized_size` elements.
+    A matrix is one expert; a 3-D tensor with a last dimension of at least 16 is (experts, rows,
+    columns); of any other shape (convolutions) a row is all elements of one index of dimension 0.
+    A row of C elements has k = ceil(C / group_size) groups of ceil(C / k), with `even_groups` made
+    even where a row has several, so that two 4-bit codes of a byte belong to one group. A block is
+    as many whole groups, evenly spread, as `block_size` elements hold, at least one. None for
+    fewer than two dimensions, rows shorter than 16 elements, or fewer than `min_quantized_size`
+    elements.
     """
     shape = tuple(shape)
     numel = math.prod(shape)
     if len(shape) < 2 or numel == 0 or numel < min_quantized_size:
         return None
-    experts, rows = shape[:2] if len(shape) == 3 else (1, shape[0])
-    columns = numel // (experts * rows)
+    stacked = len(shape) == 3 and shape[2] >= MIN_COLUMNS
+    lead = shape[:2] if stacked else shape[:1]
+    columns = numel // math.prod(lead)
     if columns < MIN_COLUMNS:
         return None
-    blocks_per_row = -(-columns // block_size)
-    lead = shape[:2] if len(shape) == 3 else shape[:1]
+    length = _even_share(columns, group_size)
+    if even_groups and length < columns:
+        length += length % 2
+    groups = -(-columns // length)
     return Geometry(
-        experts=experts,
-        rows=rows,
+        experts=shape[0] if stacked else 1,
+        rows=lead[-1],
         columns=columns,
-        blocks_per_row=blocks_per_row,
-        block_length=-(-columns // blocks_per_row),
-        state_shape=(*lead, blocks_per_row),
+        groups_per_row=groups,
+        group_length=length,
+        groups_per_block=_even_share(groups, max(1, block_size // length)),
+        matrix_rows=lead[-1],
+        lead=lead,
     )
 
 
-def state_bytes(
-    shapes: Iterable[Iterable[int]],
-    first_moment_bits: int = 8,
-    block_size: int = BLOCK_SIZE,
-    min_quantized_size: int = MIN_QUANTIZED_SIZE,
-) -> int:
-    """Return the bytes of Gefen's state for parameters of these shapes, in closed form.
-
-    For n elements in b blocks: n + 8 b bytes (8-bit), 4 n + 4 b (32-bit), 8 n where the state is
-    AdamW's; 4 for each parameter's step; one shared codebook of 256 float32 values, present when
-    any first moment is quantised (one for each device, should the parameters lie on several).
-    """
-    total, quantized = 0, False
-    for shape in shapes:
-        shape = tuple(shape)
-        numel = math.prod(shape)
-        geometry = row_geometry(shape, block_size, min_quantized_size)
-        total += _FLOAT_BYTES
-        if geometry is None:
-            total += 2 * _FLOAT_BYTES * numel
-        elif first_moment_bits == 32:
-            total += _FLOAT_BYTES * (numel + geometry.blocks)
-        else:
-            total += numel * first_moment_bits // 8 + 2 * _FLOAT_BYTES * geometry.blocks
-            quantized = True
-    return total + _FLOAT_BYTES * (1 << first_moment_bits) if quantized else total
+def flat_geometry(numel: int, group_length: int) -> Geometry:
+    """Return the geometry of groups that are consecutive pieces of the flattened parameter."""
+    rows = numel // group_length
+    return Geometry(1, rows, group_length, 1, group_length, 1, rows, (rows,), flat=True)
 
 
-def chunks(
-    geometry: Geometry, limit: int, *, split_rows: bool = True, join_experts: bool = True
-) -> Iterator[Chunk]:
-    """Cut a parameter into chunks of whole blocks, of at most about `limit` elements each.
-
-    A chunk holds whole rows, or part of one row when a row exceeds `limit`. `split_rows=False`
-    keeps every row whole; `join_experts=False` keeps every chunk inside one expert.
-    """
-    matrix_rows = geometry.total_rows if join_experts else geometry.rows
-    per_row = geometry.blocks_per_row
-    if split_rows and geometry.columns > limit:
-        rows_step, blocks_step = 1, max(1, limit // geometry.block_length)
-    else:
-        rows_step, blocks_step = max(1, limit // geometry.columns), per_row
-    for base in range(0, geometry.total_rows, matrix_rows):
-        for row in range(base, base + matrix_rows, rows_step):
-            row_stop = min(row + rows_step, base + matrix_rows)
-            for block in range(0, per_row, blocks_step):
-                yield Chunk(row, row_stop, block, min(block + blocks_step, per_row))
-
-
-def tensor_chunks(tensors: Sequence[Tensor], geometry: Geometry, limit: int) -> list[Chunk]:
-    """Return chunks for which `slabs` gives views of every one of the tensors, all of one shape."""
-    contiguous = all(tensor.is_contiguous() for tensor in tensors)
-    dims = tensors[0].ndim
-    split_rows, join_experts = contiguous or dims <= 3, contiguous or dims != 3
-    return list(chunks(geometry, limit, split_rows=split_rows, join_experts=join_experts))
-
-
-def chunk_shape(geometry: Geometry, chunk: Chunk) -> tuple[int, int, int]:
-    """Return (rows, blocks, block length) of a chunk."""
-    return (
-        chunk.row_stop - chunk.row_start,
-        chunk.block_stop - chunk.block_start,
-        geometry.block_length,
-    )
-
-
-def slabs(tensor: Tensor, geometry: Geometry, plan: Sequence[Chunk]) -> Sequence[Tensor]:
-    """Return the views of a parameter-shaped tensor that the chunks cover, never copies.
-
-    The elements of a view in row-major order are its chunk's (rows, columns); it is
-    two-dimensional unless the tensor is a convolution that is not contiguous.
-    """
-    if not tensor.is_contiguous():
-        return [_strided_slab(tensor, geometry, chunk) for chunk in plan]
-    matrix = tensor.view(geometry.total_rows, geometry.columns)
-    return _cut(matrix, geometry, plan, geometry.block_length)
-
-
-def block_slabs(tensor: Tensor, geometry: Geometry, plan: Sequence[Chunk]) -> Sequence[Tensor]:
-    """Return the (rows, blocks) views of a contiguous tensor with one value per block."""
-    return _cut(tensor.view(geometry.total_rows, -1), geometry, plan, 1)
-
-
-def _cut(matrix: Tensor, geometry: Geometry, plan: Sequence[Chunk], width: int) -> Sequence[Tensor]:
-    """Cut a matrix along the chunks, `width` of its columns to a block."""
-    if plan[0].block_stop == geometry.blocks_per_row:
-        return torch.split(matrix, [chunk.row_stop - chunk.row_start for chunk in plan])
-    return [
-        matrix[c.row_start : c.row_stop, c.block_start * width : c.block_stop * width] for c in plan
-    ]
-
-
-def _strided_slab(tensor: Tensor, geometry: Geometry, chunk: Chunk) -> Tensor:
-    length = geometry.block_length
-    columns = slice(chunk.block_start * length, chunk.block_stop * length)
-    if tensor.ndim == 3:
-        expert, start = divmod(chunk.row_start, geometry.rows)
-        stop = start + chunk.row_stop - chunk.row_start
-        return tensor[expert, start:stop, columns]
-    rows = slice(chunk.row_start, chunk.row_stop)
-    return tensor[rows, columns] if tensor.ndim == 2 else tensor[rows]
+def _even_share(total: int, limit: int) -> int:
+    """Return the size of parts when `total` is cut evenly into parts of at most `limit`."""
+    return -(-total // -(-total // limit))

@@ -1,57 +1,65 @@
 """`Gefen`: options, state, step and state_dict. The maths is in `gefen.updates`."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from gefen.blocks import BLOCK_SIZE, MIN_QUANTIZED_SIZE, Geometry, row_geometry
-from gefen.codebook import BINS
+from gefen.block_rules import block_length
+from gefen.blocks import BLOCK_SIZE, MIN_QUANTIZED_SIZE
+from gefen.layout import GRADIENT_RULES, Layout, flat_layout
 from gefen.options import check_options, check_parameter
-from gefen.shared_codebook import SharedCodebook
-from gefen.state import create_state, prepare_state
-from gefen.updates.reference import (
-    Step,
-    apply_without_codebook,
-    gradient_histogram,
-    update_blocks,
-    update_exact,
-    working_dtype,
-)
+from gefen.sharding import is_sharded, local, local_gradient, row_offset
+from gefen.shared_codebook import Codebooks
+from gefen.state import create_state, prepare_state, state_layout
+from gefen.updates.entry import Entry
+from gefen.updates.reference import apply_without_codebook, update_exact, update_groups
+from gefen.updates.rule import Rule, Step, working_dtype
 from gefen.updates.scratch import Scratch
+from gefen.updates.square_sums import SquareSums, square_sums
+from gefen.updates.statistics import (
+    any_nonfinite,
+    largest_magnitude,
+    sums_needed_together,
+    total_histogram,
+)
 
 
 class Gefen(Optimizer):
-    """AdamW with a quantised first moment and one second moment per block: about 1 byte of state.
+    """AdamW with a quantised first and a factored second moment: about 1 byte of state an element.
 
-    A parameter is seen as rows (its last dimension; for convolutions all elements of one output
-    channel) and a row of C elements as k = ceil(C / block_size) blocks of ceil(C / k). In step
-    t = 1, 2, ..., for the elements i of each block b::
+    A parameter is seen as E matrices of R rows and C columns: E = 1 for two dimensions, the first
+    dimension of three (stacked experts); for convolutions a row is all elements of one output
+    channel. Elements i, j of a matrix, in step t = 1, 2, ...::
 
-        v_b      <- beta2 v_b + (1 - beta2) mean(g_i^2)
-        theta_i  <- theta_i (1 - lr weight_decay)
-        m_i      <- beta1 c[index_i] scale_b + (1 - beta1) g_i
-        scale_b  <- max |m_i|
-        index_i  <- the code nearest to m_i / scale_b
-        theta_i  <- theta_i - lr c[index_i] scale_b / (1 - beta1^t)
-                              / (sqrt(v_b) / sqrt(1 - beta2^t) + eps)
+        r_i   <- beta2 r_i + (1 - beta2) mean_j(g_ij^2)
+        c_j   <- beta2 c_j + (1 - beta2) mean_i(g_ij^2)
+        m_ij  <- beta1 level[index_ij] scale_b sqrt(c_j before this step) + (1 - beta1) g_ij
+        theta_ij <- theta_ij (1 - lr weight_decay) - lr m_ij / (1 - beta1^t)
+                    / (sqrt(r_i c_j / mean(c) / (1 - beta2^t)) + eps)
+        scale_b  <- max |m_ij / sqrt(c_j)| over group b
+        index_ij <- either code next to m_ij / sqrt(c_j) / scale_b, at random, unbiased
 
-    The codebook c holds up to 256 levels on [-1, 1], among them -1, 0 and 1. It is the exact
-    optimal quantiser of the histogram of all gradients divided by their block's largest
-    magnitude, learned once, in the first step with a finite, non-zero gradient of a quantised
-    parameter, and shared by the whole model. Until then such parameters only decay, and their
-    step counter rests. A non-finite gradient reaches the parameter, as with AdamW.
+    A row has k = ceil(C / group_size) groups of ceil(C / k) elements. The codebook holds up to 256
+    (16 for 4 bits) levels on [-1, 1], among them -1, 0 and 1: the exact optimal quantiser of the
+    histogram of all gradients, divided by their columns' root mean squares and their group's
+    largest magnitude. It is learned once, in the first step with a finite, non-zero gradient of a
+    quantised parameter, and shared by the whole model. Until then such parameters only decay, and
+    their step counter rests. The random bits are a hash of the parameter's position, the step and
+    the element's position in the whole parameter: runs repeat bit for bit. A non-finite gradient
+    reaches the parameter, as with AdamW; in the factored form it spreads over its matrix.
 
     Parameters with fewer than two dimensions, rows of fewer than 16 elements or fewer than
     `min_quantized_size` elements have AdamW's own state, in float32. The state of all others:
-    `index` (uint8, the parameter's shape), `scale` and `second_moment` (float32, one value per
-    block: (rows, k), or (experts, rows, k) for 3-D), `codebook` (float32, 256 values, one storage
-    shared by all). Maths is float32, or float64 for float64 parameters; the state's dtypes do not
-    depend on the parameter's, and loading a state_dict keeps them.
+    `index` (uint8, the parameter's shape; two codes to a byte along a row for 4 bits), `scale`
+    (float32, (rows, k), or (experts, rows, k)), `codebook` (float32, one storage shared by all),
+    `row_mean` and `column_mean` (float32), or `second_moment` (float32, one value per block).
+    Maths is float32, or float64 for float64 parameters; the state's dtypes do not depend on the
+    parameter's, and loading a state_dict keeps them. DTensor parameters may be replicated or
+    sharded by dimension 0 (FSDP2); their state is DTensors, and a step sums the column statistics
+    of all of them in one all-reduce.
 
     Args:
         params: parameters, named parameters or groups, as for `torch.optim.AdamW`; float16,
@@ -63,12 +71,23 @@ class Gefen(Optimizer):
         amsgrad: must be False.
         maximize: ascend instead of descend.
         foreach: accepted and ignored; there is one implementation.
-        capturable, differentiable, fused: must be False (or None).
-        first_moment_bits: 8, or 32 to keep the first moment in float32: exact, at 4 bytes per
-            parameter instead of 1.
-        block_size: most elements that share a scale and a second moment. Smaller blocks follow
-            gradients of uneven size more closely and cost 8 bytes each (4 without quantisation).
+        capturable: keep the step counter on the parameter's device and read nothing from it, so
+            that steps after the first can be captured in a CUDA graph.
+        differentiable, fused: must be False (or None).
+        first_moment_bits: 8, 4 (half the memory) or 32 (float32, 4 bytes per element).
+        second_moment: "factored"; "block", one value per block of a row: no column statistics,
+            but elements much smaller than the rest of their block hardly move; "paper" or "peak",
+            the published rules that choose blocks from the first gradient (single process only).
+        group_size: most elements that share a scale: 2048 (64 for 4 bits) unless given. Smaller
+            groups cost 4 bytes each and follow gradients of uneven size more closely.
+        block_size: most elements that share a second moment of the form "block".
         min_quantized_size: parameters with fewer elements keep AdamW's state, 8 bytes each.
+        skip_nonfinite: leave parameters and state as they are in a step in which any gradient is
+            not finite, and count it in `skipped_steps`; costs one reading of the gradients and a
+            synchronisation a step.
+
+    Attributes:
+        skipped_steps: steps skipped since construction, int64 (0-d) on the gradients' device.
 
     Raises:
         ValueError: an option out of range or not available, a parameter of another kind, or a
@@ -76,8 +95,12 @@ class Gefen(Optimizer):
         RuntimeError: a sparse gradient.
 
     Source: N. Benedek, T. Koren, O. Fried, "Gefen: Optimized Stochastic Optimizer",
-    arXiv 2606.13894 (2026). The geometry and the level 0 differ from the published ones.
+    arXiv 2606.13894 (2026), whose second moment is one value per block ("block", "paper", "peak")
+    and whose rounding is to the nearest code. The factored second moment is that of N. Shazeer and
+    M. Stern, "Adafactor", arXiv 1804.04235 (2018), section 3.
     """
+
+    _rule = Rule()
 
     def __init__(
         self,
@@ -94,8 +117,11 @@ class Gefen(Optimizer):
         differentiable: bool = False,
         fused: bool | None = None,
         first_moment_bits: int = 8,
+        second_moment: str = "factored",
+        group_size: int | None = None,
         block_size: int = BLOCK_SIZE,
         min_quantized_size: int = MIN_QUANTIZED_SIZE,
+        skip_nonfinite: bool = False,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -109,25 +135,30 @@ class Gefen(Optimizer):
             "differentiable": differentiable,
             "fused": fused,
             "first_moment_bits": first_moment_bits,
+            "second_moment": second_moment,
+            "group_size": group_size,
             "block_size": block_size,
             "min_quantized_size": min_quantized_size,
+            "skip_nonfinite": skip_nonfinite,
         }
         check_options(defaults)
-        self._codebook = SharedCodebook()
+        self._codebooks = Codebooks()
+        self.skipped_steps = torch.zeros((), dtype=torch.int64)
         super().__init__(params, defaults)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore after copying, unpickling or loading; the codebook becomes one storage again."""
         super().__setstate__(state)
-        self._share_codebook()
+        self._share_codebooks()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group as `torch.optim.Optimizer` does; its options and parameters are checked."""
         check_options({**self.defaults, **param_group})
         super().add_param_group(param_group)
         try:
-            for param in self.param_groups[-1]["params"]:
-                check_parameter(param)
+            group = self.param_groups[-1]
+            for param in group["params"]:
+                check_parameter(param, group)
         except ValueError:
             self.param_groups.pop()
             raise
@@ -148,7 +179,7 @@ class Gefen(Optimizer):
 
         def install_state(_: Optimizer) -> None:
             self.state.update(prepared)
-            self._share_codebook()
+            self._share_codebooks()
 
         # After the user's hooks on the way in and before them on the way out: their hooks see
         # what they would see with any optimizer, and the base class casts nothing.
@@ -170,80 +201,95 @@ class Gefen(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        entries = list(self._entries())
-        scratch = {entry.param.device: Scratch(entry.param.device) for entry in entries}
-        quantized = [entry for entry in entries if "index" in entry.state]
-        if quantized and not self._codebook.learned:
-            self._learn_codebook(quantized, scratch)
-        for entry in entries:
-            self._update(entry, scratch[entry.param.device])
+        self._update_parameters()
         return loss
 
-    def _entries(self) -> "Iterator[_Entry]":
+    # Data-dependent control flow, nothing to fuse across: a compiled training step calls it whole.
+    @torch._disable_dynamo
+    def _update_parameters(self) -> None:
+        entries = list(self._entries())
+        if self._skip(entries):
+            return
+        scratch = {entry.param.device: Scratch(entry.param.device) for entry in entries}
+        unlearned = [e for e in entries if e.layout.quantized and not self._learned(e)]
+        sums = sums_needed_together(entries, unlearned, scratch)
+        for bits in sorted({entry.layout.first_moment_bits for entry in unlearned}):
+            those = [entry for entry in unlearned if entry.layout.first_moment_bits == bits]
+            self._codebooks[bits].learn(total_histogram(those, sums, scratch, self._rule))
+        for entry in entries:
+            own = sums.pop(entry.ordinal, None)
+            if own is None and entry.layout.factored:
+                own = square_sums(entry.grad, entry.geometry, scratch[entry.param.device])
+            self._update(entry, own, scratch[entry.param.device])
+
+    def _entries(self) -> Iterator[Entry]:
         """Parameters with a gradient and their state, created where it is missing."""
-        active = [
-            (param, group)
+        numbered = enumerate((p, group) for group in self.param_groups for p in group["params"])
+        active = [(i, p, group) for i, (p, group) in numbered if p.grad is not None]
+        if any(param.grad.is_sparse for _, param, _ in active):
+            raise RuntimeError("Gefen does not support sparse gradients.")
+        for ordinal, param, group in active:
+            grad = local_gradient(param, param.grad)
+            state = self.state[param]
+            layout = state_layout(param, group, state)
+            if layout is None:
+                layout = _layout_from_gradient(param, grad, group)
+            if not state and layout.second_moment not in GRADIENT_RULES:
+                codebook = self._codebooks[group["first_moment_bits"]]
+                state.update(create_state(param, layout, codebook, capturable=group["capturable"]))
+            part = local(param)
+            yield Entry(
+                owner=param,
+                param=part,
+                grad=grad,
+                state={n: local(v) if isinstance(v, Tensor) else v for n, v in state.items()},
+                layout=layout.shard(tuple(part.shape)) if is_sharded(param) else layout,
+                group=group,
+                ordinal=ordinal,
+                first_row=row_offset(param),
+            )
+
+    def _skip(self, entries: list[Entry]) -> bool:
+        """Whether this step is skipped; counts it on the device."""
+        if not any(entry.group["skip_nonfinite"] for entry in entries):
+            return False
+        found = any_nonfinite(entries)
+        self.skipped_steps = self.skipped_steps.to(found.device) + found
+        return bool(found)
+
+    def _learned(self, entry: Entry) -> bool:
+        return self._codebooks[entry.layout.first_moment_bits].learned
+
+    def _update(self, entry: Entry, sums: SquareSums | None, scratch: Scratch) -> None:
+        layout, dtype = entry.layout, working_dtype(entry.param)
+        if not entry.state or (layout.quantized and not self._learned(entry)):
+            apply_without_codebook(entry)
+            return
+        entry.state["step"] += 1
+        step = Step.of(entry.group, entry.state["step"], entry.ordinal, dtype)
+        if layout.geometry is None:
+            update_exact(entry, step, scratch)
+            return
+        codes = None
+        if layout.quantized:
+            codebook = self._codebooks[layout.first_moment_bits]
+            codes = codebook.codes(entry.param.device, dtype, self._rule.stochastic)
+        update_groups(entry, step, sums, codes, scratch, self._rule)
+
+    def _share_codebooks(self) -> None:
+        """Take the codebooks from the state, where each becomes one storage again."""
+        self._codebooks = Codebooks.from_states(
+            (param, group, self.state[param])
             for group in self.param_groups
             for param in group["params"]
-            if param.grad is not None
-        ]
-        if any(param.grad.is_sparse for param, _ in active):
-            raise RuntimeError("Gefen does not support sparse gradients.")
-        for param, group in active:
-            state = self.state[param]
-            if not state:
-                state.update(create_state(param, group, self._codebook))
-            geometry = row_geometry(param.shape, group["block_size"], group["min_quantized_size"])
-            yield _Entry(param, param.grad, state, group, geometry)
-
-    def _learn_codebook(
-        self, quantized: "list[_Entry]", scratch: dict[torch.device, Scratch]
-    ) -> None:
-        histogram = torch.zeros(BINS, dtype=torch.int64)
-        for entry in quantized:
-            assert entry.geometry is not None
-            histogram += gradient_histogram(
-                entry.grad, entry.geometry, entry.group["maximize"], scratch[entry.param.device]
-            ).cpu()
-        self._codebook.learn(histogram)
-
-    def _update(self, entry: "_Entry", scratch: Scratch) -> None:
-        param, grad, state, group = entry.param, entry.grad, entry.state, entry.group
-        waits = "index" in state and not self._codebook.learned
-        if not waits:
-            state["step"] += 1
-        step = Step(
-            number=int(state["step"]),
-            lr=float(group["lr"]),
-            beta1=float(group["betas"][0]),
-            beta2=float(group["betas"][1]),
-            eps=float(group["eps"]),
-            weight_decay=float(group["weight_decay"]),
-            maximize=group["maximize"],
+            if param in self.state
         )
-        if waits:
-            apply_without_codebook(param, grad, step)
-        elif entry.geometry is None:
-            update_exact(param, grad, state, step, scratch)
-        else:
-            codes = None
-            if "index" in state:
-                codes = self._codebook.codes(param.device, working_dtype(param))
-            update_blocks(param, grad, state, entry.geometry, step, codes, scratch)
-
-    def _share_codebook(self) -> None:
-        """Take the codebook from the state, where it becomes one storage again."""
-        params = chain.from_iterable(group["params"] for group in self.param_groups)
-        states = (self.state[param] for param in params if param in self.state)
-        self._codebook = SharedCodebook.from_states(s for s in states if "codebook" in s)
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """One parameter in a step; `geometry` is None where the state is AdamW's."""
-
-    param: Tensor
-    grad: Tensor
-    state: dict[str, Any]
-    group: dict[str, Any]
-    geometry: Geometry | None
+def _layout_from_gradient(param: Tensor, grad: Tensor, group: dict[str, Any]) -> Layout:
+    """The layout that a published rule finds; undecided, and so without state, for zeros."""
+    rule, bits = group["second_moment"], group["first_moment_bits"]
+    largest = largest_magnitude(grad)
+    if not (largest > 0 and torch.isfinite(largest)):
+        return Layout(tuple(param.shape), None, bits, rule)
+    return flat_layout(param.shape, bits, block_length(grad, rule))

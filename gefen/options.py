@@ -1,18 +1,20 @@
 """Checks of what a user passes to the optimizer."""
 
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gefen.layout import GRADIENT_RULES
+from gefen.sharding import check_placements, is_sharded
+
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def check_options(options: Mapping[str, Any]) -> None:
     """Raise ValueError, in one sentence, when options of a group are not allowed."""
-    for key in ("amsgrad", "differentiable", "capturable", "fused"):
+    for key in ("amsgrad", "differentiable", "fused"):
         if options[key]:
             raise ValueError(f"{key}={options[key]} is not available in Gefen; use {key}=False.")
     lr, betas = options["lr"], options["betas"]
@@ -29,23 +31,37 @@ def check_options(options: Mapping[str, Any]) -> None:
             raise ValueError(f"Invalid beta parameter at index {number}: {beta}")
     if not options["weight_decay"] >= 0.0:
         raise ValueError(f"Invalid weight_decay value: {options['weight_decay']}")
-    if options["first_moment_bits"] not in (8, 32):
-        raise ValueError(
-            f"first_moment_bits must be 8 or 32, not {options['first_moment_bits']!r}."
-        )
-    for key in ("block_size", "min_quantized_size"):
+    _check_choice(options, "first_moment_bits", (8, 4, 32))
+    _check_choice(options, "second_moment", ("factored", "block", *GRADIENT_RULES))
+    for key in ("group_size", "block_size", "min_quantized_size"):
         value = options[key]
+        if key == "group_size" and value is None:
+            continue
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{key} must be an integer of at least 1, not {value!r}.")
+    if options["skip_nonfinite"] and options["capturable"]:
+        raise ValueError(
+            "skip_nonfinite=True reads a flag from the device in every step, which "
+            "capturable=True forbids; choose one of them."
+        )
 
 
-def check_parameter(param: Tensor) -> None:
+def _check_choice(options: Mapping[str, Any], key: str, allowed: tuple[Any, ...]) -> None:
+    if options[key] not in allowed:
+        listed = ", ".join(repr(value) for value in allowed[:-1])
+        raise ValueError(f"{key} must be {listed} or {allowed[-1]!r}, not {options[key]!r}.")
+
+
+def check_parameter(param: Tensor, group: Mapping[str, Any]) -> None:
     """Raise ValueError, in one sentence, when a parameter is of a kind Gefen cannot update."""
     if param.dtype not in _DTYPES or param.layout != torch.strided:
         raise ValueError(
             f"Gefen needs dense float16, bfloat16, float32 or float64 parameters, "
             f"not {param.dtype} with layout {param.layout}."
         )
-    distributed = sys.modules.get("torch.distributed.tensor")
-    if distributed is not None and isinstance(param, distributed.DTensor):
-        raise ValueError("Gefen does not support DTensor parameters in this version.")
+    check_placements(param)
+    if is_sharded(param) and group["second_moment"] in GRADIENT_RULES:
+        raise ValueError(
+            f"second_moment={group['second_moment']!r} chooses blocks from a gradient, which ranks "
+            "do not share; use 'factored' or 'block' for DTensor parameters."
+        )

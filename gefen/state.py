@@ -1,4 +1,4 @@
-"""The state of a parameter: its layout, its creation, and the checks of a saved one."""
+"""The state of a parameter: its creation, and the checks of a saved one."""
 
 from collections.abc import Mapping, Sequence
 from itertools import chain
@@ -7,45 +7,57 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gefen.blocks import row_geometry
-from gefen.codebook import LEVELS
 from gefen.codes import is_learned
+from gefen.layout import Field, Layout, flat_layout, shape_layout
+from gefen.sharding import is_sharded, local, wrap
 from gefen.shared_codebook import SharedCodebook
 
-CONFIGURATION = ("first_moment_bits", "block_size", "min_quantized_size")
-
-_Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]
-
-
-def state_layout(shape: torch.Size, group: Mapping[str, Any]) -> _Layout:
-    """Return name -> (shape, dtype) of the state of a parameter of that shape in a group."""
-    layout: _Layout = {"step": ((), torch.float32)}
-    geometry = row_geometry(shape, group["block_size"], group["min_quantized_size"])
-    if geometry is None:
-        layout["exp_avg"] = layout["exp_avg_sq"] = (tuple(shape), torch.float32)
-        return layout
-    if group["first_moment_bits"] == 32:
-        layout["exp_avg"] = (tuple(shape), torch.float32)
-    else:
-        layout["index"] = (tuple(shape), torch.uint8)
-        layout["scale"] = (geometry.state_shape, torch.float32)
-        layout["codebook"] = ((LEVELS,), torch.float32)
-    layout["second_moment"] = (geometry.state_shape, torch.float32)
-    return layout
+CONFIGURATION = (
+    "first_moment_bits",
+    "second_moment",
+    "group_size",
+    "block_size",
+    "min_quantized_size",
+)
 
 
 def create_state(
-    param: Tensor, group: Mapping[str, Any], codebook: SharedCodebook
+    param: Tensor, layout: Layout, codebook: SharedCodebook, *, capturable: bool = False
 ) -> dict[str, Tensor]:
-    """Return the state of a parameter before its first step: zeros, and the shared codebook."""
+    """Return the state of a parameter before its first step: zeros, and the shared codebook.
+
+    `layout` is that of the whole parameter. Of a DTensor parameter the state is DTensors on its
+    mesh, `step` excepted. `step` is on the CPU unless `capturable`.
+    """
+    part = local(param)
+    here = layout.shard(tuple(part.shape)).fields() if is_sharded(param) else layout.fields()
     state = {}
-    for name, (shape, dtype) in state_layout(param.shape, group).items():
+    for name, field in layout.fields().items():
+        if name == "step":
+            state[name] = torch.zeros((), device=part.device if capturable else "cpu")
+            continue
         if name == "codebook":
-            state[name] = codebook.storage(param.device)
+            value = codebook.storage(part.device)
         else:
-            device = "cpu" if name == "step" else param.device
-            state[name] = torch.zeros(shape, dtype=dtype, device=device)
+            value = torch.zeros(here[name].shape, dtype=field.dtype, device=part.device)
+        state[name] = wrap(param, value, field.shape, follow=field.follows)
     return state
+
+
+def state_layout(
+    param: Tensor, group: Mapping[str, Any], state: Mapping[str, Any]
+) -> Layout | None:
+    """Return the layout of a parameter; None where its first gradient will decide."""
+    layout = shape_layout(param.shape, group)
+    if layout is None and isinstance(state.get("second_moment"), Tensor):
+        blocks = state["second_moment"].numel()
+        if blocks == 0 or param.numel() % blocks:
+            raise ValueError(
+                f"The state_dict has a second moment of {blocks} blocks, which does not divide "
+                f"the {param.numel()} elements of its parameter."
+            )
+        layout = flat_layout(param.shape, group["first_moment_bits"], param.numel() // blocks)
+    return layout
 
 
 def prepare_state(
@@ -53,8 +65,9 @@ def prepare_state(
 ) -> dict[Any, Any]:
     """Return the state of a `state_dict` keyed by the groups' parameters, nothing else changed.
 
-    Tensors are copied to the parameter's device (`step` to the CPU) and keep their dtype. Raises
-    ValueError, in one sentence, when the state does not belong to these parameters.
+    Tensors are copied to the parameter's device (`step` to the CPU unless capturable) and keep
+    their dtype. Raises ValueError, in one sentence, when the state does not belong to these
+    parameters.
     """
     saved_groups = state_dict["param_groups"]
     _check_groups(groups, saved_groups)
@@ -62,17 +75,25 @@ def prepare_state(
     own = ((param, group) for group in groups for param in group["params"])
     owners = dict(zip(saved_ids, own, strict=True))
     prepared: dict[Any, Any] = {}
-    codebook: Tensor | None = None
+    codebooks: dict[int, Tensor] = {}
     for key, entry in state_dict["state"].items():
         if key not in owners:
             prepared[key] = entry
             continue
         param, group = owners[key]
-        _check_entry(key, entry, state_layout(param.shape, group))
+        if not entry:
+            continue
+        layout = state_layout(param, group, entry)
+        if layout is None:
+            raise ValueError(f"The state_dict has no second moment for parameter {key}.")
+        _check_entry(key, param, entry, layout)
         if "index" in entry:
-            _check_codebook(key, entry, codebook)
-            codebook = entry["codebook"]
-        prepared[param] = {name: _place(name, value, param) for name, value in entry.items()}
+            bits = group["first_moment_bits"]
+            _check_codebook(key, entry, codebooks.get(bits))
+            codebooks[bits] = entry["codebook"]
+        prepared[param] = {
+            name: _place(name, value, param, group["capturable"]) for name, value in entry.items()
+        }
     return prepared
 
 
@@ -90,19 +111,19 @@ def _check_groups(
         for key in CONFIGURATION:
             if saved.get(key) != group[key]:
                 raise ValueError(
-                    f"The state_dict has {key} = {saved.get(key)} in parameter group {number}, "
-                    f"this optimizer has {group[key]}."
+                    f"The state_dict has {key} = {saved.get(key)!r} in parameter group {number}, "
+                    f"this optimizer has {group[key]!r}."
                 )
 
 
-def _check_entry(key: Any, entry: Mapping[str, Any], layout: _Layout) -> None:
-    for name, (shape, dtype) in layout.items():
-        value = entry.get(name)
+def _check_entry(key: Any, param: Tensor, entry: Mapping[str, Any], layout: Layout) -> None:
+    for name, field in layout.fields().items():
+        value: Any = entry.get(name)
         if name == "codebook" and value is None:
             raise ValueError(
                 f"The state_dict has no codebook for parameter {key}, so its index means nothing."
             )
-        if not isinstance(value, Tensor) or tuple(value.shape) != shape or value.dtype != dtype:
+        if not _fits(value, field):
             found = (
                 f"{value.dtype} of shape {tuple(value.shape)}"
                 if isinstance(value, Tensor)
@@ -110,13 +131,26 @@ def _check_entry(key: Any, entry: Mapping[str, Any], layout: _Layout) -> None:
             )
             raise ValueError(
                 f"The state_dict has {found} as '{name}' of parameter {key}, "
-                f"this optimizer needs {dtype} of shape {shape}."
+                f"this optimizer needs {field.dtype} of shape {field.shape}."
+            )
+        if field.follows and is_sharded(value) != is_sharded(param):
+            kinds = ("a plain tensor", "a DTensor")
+            raise ValueError(
+                f"The state_dict has {kinds[is_sharded(value)]} as '{name}' of parameter {key}, "
+                f"which is {kinds[is_sharded(param)]}; "
+                "torch.distributed.checkpoint converts between them."
             )
 
 
+def _fits(value: Any, field: Field) -> bool:
+    if not isinstance(value, Tensor):
+        return False
+    return tuple(value.shape) == field.shape and value.dtype == field.dtype
+
+
 def _check_codebook(key: Any, entry: Mapping[str, Any], other: Tensor | None) -> None:
-    codebook = entry["codebook"]
-    if other is not None and other is not codebook and not torch.equal(other.cpu(), codebook.cpu()):
+    codebook = local(entry["codebook"]).cpu()
+    if other is not None and not torch.equal(local(other).cpu(), codebook):
         raise ValueError(f"The state_dict has another codebook for parameter {key}.")
     if is_learned(codebook):
         levels = codebook[: int((codebook < 1).sum()) + 1]
@@ -132,7 +166,14 @@ def _check_codebook(key: Any, entry: Mapping[str, Any], other: Tensor | None) ->
         )
 
 
-def _place(name: str, value: Any, param: Tensor) -> Any:
+def _place(name: str, value: Any, param: Tensor, capturable: bool) -> Any:
     if not isinstance(value, Tensor):
         return value
-    return value.detach().to("cpu" if name == "step" else param.device, copy=True)
+    if name == "step" and not capturable:
+        return value.detach().to("cpu", copy=True)
+    device = local(param).device
+    if not is_sharded(value):
+        own = value.detach().to(device, copy=True).contiguous()
+        follows = name in ("codebook", "column_mean")
+        return wrap(param, own, tuple(value.shape), follow=False) if follows else own
+    return value.detach().to(device, copy=True)

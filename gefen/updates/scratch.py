@@ -19,19 +19,22 @@ DEVICE_CHUNK_ELEMENTS = 1 << 20
 class Buffers:
     """Buffers for chunks of one shape (rows, blocks, length) and working dtype, undefined values.
 
-    `gradient`, `value` and `moment` have that shape; the others are flat: `position` (working
-    dtype), `cells` (int32), `nearest` (uint8), `above` (bool). The names with `_bits` are the
-    same memory as integers.
+    `gradient`, `value`, `moment` and `denominator` have that shape; the others are flat:
+    `position` (working dtype), `cells`, `random` and `shifted` (int32), `codes` (uint8), `above`
+    (bool). The names with `_bits` are the same memory as integers.
     """
 
     gradient: Tensor
     value: Tensor
     moment: Tensor
+    denominator: Tensor
     moment_bits: Tensor
     position: Tensor
     position_bits: Tensor
     cells: Tensor
-    nearest: Tensor
+    random: Tensor
+    shifted: Tensor
+    codes: Tensor
     above: Tensor
     above_bits: Tensor
 
@@ -56,11 +59,14 @@ class Scratch:
                 gradient=self._get("gradient", shape, dtype),
                 value=self._get("value", shape, dtype),
                 moment=moment,
+                denominator=self._get("denominator", shape, dtype),
                 moment_bits=as_integers(moment.view(-1)),
                 position=position,
                 position_bits=as_integers(position),
                 cells=self._get("cells", shape, torch.int32).view(-1),
-                nearest=self._get("nearest", shape, torch.uint8).view(-1),
+                random=self._get("random", shape, torch.int32).view(-1),
+                shifted=self._get("shifted", shape, torch.int32).view(-1),
+                codes=self._get("codes", shape, torch.uint8).view(-1),
                 above=above,
                 above_bits=above.view(torch.uint8),
             )

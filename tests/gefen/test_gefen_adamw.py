@@ -10,7 +10,12 @@ from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 from gefen import Gefen
 
 SHAPES = ((40, 33), (3, 20, 17), (12, 4, 3, 3), (37,), (9, 5), (), (0, 20))
-PLAIN = {"first_moment_bits": 32, "block_size": 1, "min_quantized_size": 1}
+PLAIN = {
+    "first_moment_bits": 32,
+    "second_moment": "block",
+    "block_size": 1,
+    "min_quantized_size": 1,
+}
 
 
 def parameters(dtype: torch.dtype) -> list[Tensor]:
@@ -142,9 +147,11 @@ REFUSED: list[dict[str, Any]] = [
 OURS: list[dict[str, Any]] = [
     {"amsgrad": True},
     {"differentiable": True},
-    {"capturable": True},
     {"fused": True},
-    {"first_moment_bits": 4},
+    {"first_moment_bits": 3},
+    {"second_moment": "rows"},
+    {"group_size": 0},
+    {"skip_nonfinite": True, "capturable": True},
     {"first_moment_bits": "8"},
     {"block_size": 0},
     {"block_size": 2.5},

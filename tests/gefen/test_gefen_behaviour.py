@@ -1,5 +1,7 @@
 """What must hold for any model: zeros, non-finite values, 16-bit parameters, scales, training."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -7,7 +9,7 @@ from torch import Tensor, nn
 from gefen import Gefen
 
 
-def learned_optimizer(param: Tensor, **options: float) -> Gefen:
+def learned_optimizer(param: Tensor, **options: Any) -> Gefen:
     """An optimizer whose codebook exists, after one ordinary step."""
     optimizer = Gefen([param], **options)
     generator = torch.Generator().manual_seed(3)
@@ -65,8 +67,10 @@ def test_zero_gradients_before_the_codebook() -> None:
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("learned", [False, True])
 def test_non_finite_gradients_reach_the_parameter(bad: float, learned: bool) -> None:
+    """And stay in their row, in the block form; a factored second moment couples all rows."""
     param = torch.ones(70, 70, requires_grad=True)
-    optimizer = learned_optimizer(param) if learned else Gefen([param])
+    build = learned_optimizer if learned else lambda p, **options: Gefen([p], **options)
+    optimizer = build(param, second_moment="block")
     codebook = optimizer.state[param]["codebook"].clone() if learned else None
     param.grad = torch.zeros(70, 70)
     param.grad[3, 5] = bad
@@ -89,7 +93,7 @@ def test_the_codebook_ignores_blocks_that_are_not_finite() -> None:
     spoiled = torch.ones(70, 70, requires_grad=True)
     spoiled.grad = grad.clone()
     spoiled.grad[3, 5] = torch.nan
-    optimizers = Gefen([clean]), Gefen([spoiled])
+    optimizers = [Gefen([param], second_moment="block") for param in (clean, spoiled)]
     for optimizer in optimizers:
         optimizer.step()
     books = [o.state[p]["codebook"] for o, p in zip(optimizers, (clean, spoiled), strict=True)]
@@ -102,7 +106,7 @@ def test_the_codebook_ignores_blocks_that_are_not_finite() -> None:
 def test_second_moment_of_16_bit_parameters(dtype: torch.dtype) -> None:
     """It follows float64 through 2000 steps of gradients ten times smaller than the first."""
     param = torch.zeros(64, 64, dtype=dtype, requires_grad=True)
-    optimizer = Gefen([param], lr=1e-4)
+    optimizer = Gefen([param], lr=1e-4, second_moment="block")
     generator = torch.Generator().manual_seed(0)
     expected = torch.zeros(64, 1, dtype=torch.float64)
     for step in range(2100):
@@ -117,10 +121,11 @@ def test_second_moment_of_16_bit_parameters(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("power", [-30, -7, 12, 30])
-def test_gradient_scale_does_not_matter(power: int) -> None:
+@pytest.mark.parametrize("options", [{}, {"second_moment": "block"}, {"first_moment_bits": 4}])
+def test_gradient_scale_does_not_matter(power: int, options: dict[str, Any]) -> None:
     """With eps = 0 and gradients times a power of two: the same updates, bit for bit."""
     params = [torch.ones(64, 80, requires_grad=True) for _ in range(2)]
-    optimizers = [Gefen([param], lr=0.01, eps=0.0) for param in params]
+    optimizers = [Gefen([param], lr=0.01, eps=0.0, **options) for param in params]
     for step in range(5):
         grad = torch.randn(64, 80, generator=torch.Generator().manual_seed(step))
         for param, optimizer, scale in zip(params, optimizers, (1.0, 2.0**power), strict=True):

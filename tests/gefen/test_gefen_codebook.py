@@ -153,7 +153,7 @@ def test_fewer_bins_than_levels() -> None:
 
 
 def test_padding_repeats_the_last_level() -> None:
-    codebook = padded_codebook(np.array([-1, -0.5, 0, 1], dtype=np.float32))
+    codebook = padded_codebook(np.array([-1, -0.5, 0, 1], dtype=np.float32), 256)
     assert codebook.shape == (256,)
     assert codebook[:4].tolist() == [-1, -0.5, 0, 1]
     assert bool((codebook[4:] == 1).all())

@@ -80,15 +80,25 @@ def assert_one_codebook(optimizer: torch.optim.Optimizer) -> None:
         max_size=4,
     ),
     dtype=st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]),
-    bits=st.sampled_from([8, 32]),
+    bits=st.sampled_from([4, 8, 32]),
+    second_moment=st.sampled_from(["factored", "block"]),
     block_size=st.integers(1, 50),
+    group_size=st.one_of(st.none(), st.integers(1, 50)),
     smallest=st.sampled_from([1, 100]),
 )
 def test_bytes_equal_the_closed_form(
-    shapes: list[tuple[int, ...]], dtype: torch.dtype, bits: int, block_size: int, smallest: int
+    shapes: list[tuple[int, ...]],
+    dtype: torch.dtype,
+    bits: int,
+    second_moment: str,
+    block_size: int,
+    group_size: int | None,
+    smallest: int,
 ) -> None:
-    options = {
+    options: dict[str, Any] = {
         "first_moment_bits": bits,
+        "second_moment": second_moment,
+        "group_size": group_size,
         "block_size": block_size,
         "min_quantized_size": smallest,
     }
@@ -101,9 +111,10 @@ def test_bytes_equal_the_closed_form(
         assert counted_bytes(optimizer) == state_bytes(shapes, **options)
 
 
-def test_layout_of_the_state() -> None:
+@pytest.mark.parametrize("second_moment", ["factored", "block"])
+def test_layout_of_the_state(second_moment: str) -> None:
     params = parameters(torch.bfloat16)
-    optimizer = Gefen(params)
+    optimizer = Gefen(params, second_moment=second_moment)
     train(params, optimizer, 0, 2)
     expected = {
         (96, 100): (96, 1),
@@ -120,12 +131,21 @@ def test_layout_of_the_state() -> None:
             continue
         blocks = expected[tuple(param.shape)]
         layout = {name: (tuple(value.shape), value.dtype) for name, value in state.items()}
+        rows, columns = blocks[:-1], param.numel() // blocks[-2] // (5 if param.ndim == 3 else 1)
+        factors = {
+            "row_mean": (rows, torch.float32),
+            "column_mean": ((*rows[:-1], columns), torch.float32),
+        }
         assert layout == {
             "step": ((), torch.float32),
             "index": (tuple(param.shape), torch.uint8),
             "scale": (blocks, torch.float32),
-            "second_moment": (blocks, torch.float32),
             "codebook": ((256,), torch.float32),
+            **(
+                factors
+                if second_moment == "factored"
+                else {"second_moment": (blocks, torch.float32)}
+            ),
         }
     assert_one_codebook(optimizer)
 
@@ -276,7 +296,10 @@ def edit_group(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
         (edit("index", torch.zeros(96, 100, dtype=torch.bfloat16)), "torch.bfloat16 of shape"),
         (edit("index", torch.zeros(100, 96, dtype=torch.uint8)), "(100, 96)"),
         (edit("scale", torch.zeros(96, 2)), "'scale' of parameter 0"),
-        (edit("second_moment", None), "no tensor as 'second_moment'"),
+        (edit("row_mean", None), "no tensor as 'row_mean'"),
+        (edit("column_mean", torch.zeros(96)), "'column_mean' of parameter 0"),
+        (edit_group("second_moment", "block"), "second_moment = 'block'"),
+        (edit_group("group_size", 64), "group_size = 64"),
         (edit_group("first_moment_bits", 32), "first_moment_bits = 32"),
         (edit_group("block_size", 64), "block_size = 64"),
         (edit_group("min_quantized_size", 1), "min_quantized_size = 1"),

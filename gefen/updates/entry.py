@@ -1,0 +1,34 @@
+"""One parameter in one step."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from gefen.blocks import Geometry
+from gefen.layout import Layout
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One parameter in one step: plain local tensors and how its state is laid out.
+
+    `owner` is the parameter as the user knows it, `ordinal` its position in the optimizer and
+    `first_row` the position of the shard's first row in the whole parameter.
+    """
+
+    owner: Tensor
+    param: Tensor
+    grad: Tensor
+    state: Mapping[str, Tensor]
+    layout: Layout
+    group: Mapping[str, Any]
+    ordinal: int
+    first_row: int
+
+    @property
+    def geometry(self) -> Geometry:
+        """The geometry; the layout must have one."""
+        assert self.layout.geometry is not None
+        return self.layout.geometry

@@ -1,0 +1,104 @@
+"""What a step needs of several parameters at once: finiteness, sums over shards, histograms."""
+
+from collections.abc import Hashable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from gefen.chunks import slabs, tensor_chunks
+from gefen.codebook import BINS, block_histogram
+from gefen.sharding import is_sharded, placement_of, sum_over_shards
+from gefen.updates.entry import Entry
+from gefen.updates.rule import Rule, working_dtype
+from gefen.updates.scratch import Scratch, as_blocks
+from gefen.updates.square_sums import SquareSums, column_values, inverse, square_sums
+
+Scratches = Mapping[torch.device, Scratch]
+
+
+def largest_magnitude(grad: Tensor) -> Tensor:
+    """Return the largest magnitude of a gradient, 0-d; NaN if any element is NaN."""
+    if grad.numel() == 0:
+        return grad.new_zeros(())
+    return torch.linalg.vector_norm(grad, torch.inf)
+
+
+def any_nonfinite(entries: Sequence[Entry]) -> Tensor:
+    """Return 1 (int64, 0-d) if any gradient on any rank of the parameters' meshes is not finite.
+
+    A collective where there are DTensor parameters.
+    """
+    flags = [~largest_magnitude(entry.grad).isfinite() for entry in entries]
+    found = torch.stack([flag.to(flags[0].device) for flag in flags]).any().to(torch.int64)
+    owners = {placement_of(entry.owner): entry.owner for entry in entries}
+    for owner in owners.values():
+        sum_over_shards([(owner, found)])
+    return found.clamp_max_(1)
+
+
+def sums_needed_together(
+    entries: Sequence[Entry], unlearned: Sequence[Entry], scratch: Scratches
+) -> dict[int, SquareSums]:
+    """Return sums of squares by ordinal: those a codebook is learned from, those of DTensors.
+
+    The column sums of all DTensor parameters are added up over their shards in one all-reduce.
+    Others are left out: they cost no memory until their parameter's turn comes.
+    """
+    early = {entry.ordinal for entry in unlearned}
+    chosen = [
+        entry
+        for entry in entries
+        if entry.layout.factored and (entry.ordinal in early or is_sharded(entry.owner))
+    ]
+    sums = {
+        entry.ordinal: square_sums(entry.grad, entry.geometry, scratch[entry.param.device])
+        for entry in chosen
+    }
+    # The columns of stacked experts belong to one rank, as their rows do.
+    shared = [entry for entry in chosen if len(entry.geometry.lead) == 1]
+    sum_over_shards([(entry.owner, sums[entry.ordinal].columns) for entry in shared])
+    return sums
+
+
+def total_histogram(
+    entries: Sequence[Entry], sums: Mapping[int, SquareSums], scratch: Scratches, rule: Rule
+) -> Tensor:
+    """Return the histogram (int64, CPU) of all groups of these gradients, of all shards.
+
+    One all-reduce for each mesh of DTensor parameters; plain tensors take no part in any.
+    """
+    totals: dict[Hashable, tuple[Tensor, Tensor]] = {}
+    for entry in entries:
+        histogram = gradient_histogram(
+            entry, sums.get(entry.ordinal), scratch[entry.param.device], rule
+        )
+        key = (placement_of(entry.owner), histogram.device)
+        _, total = totals.setdefault(key, (entry.owner, torch.zeros_like(histogram)))
+        total += histogram
+    for owner, total in totals.values():
+        sum_over_shards([(owner, total)])
+    return torch.stack([total.cpu() for _, total in totals.values()]).sum(0)
+
+
+def gradient_histogram(
+    entry: Entry, sums: SquareSums | None, scratch: Scratch, rule: Rule
+) -> Tensor:
+    """Return the int64 histogram of a gradient's groups over their maxima, on its device.
+
+    With `sums`, those of a factored second moment, columns are first divided by their root mean
+    square, as the first moment is before it is quantised.
+    """
+    geometry, dtype = entry.geometry, working_dtype(entry.param)
+    total = torch.zeros(BINS, dtype=torch.int64, device=entry.grad.device)
+    grad = entry.geometry.in_order(entry.grad)
+    plan = tensor_chunks((grad,), geometry, scratch.elements, join_experts=sums is None)
+    inverses = inverse(sums.columns.sqrt()) if sums is not None and rule.relative else None
+    for chunk, piece in zip(plan, slabs(grad, geometry, plan), strict=True):
+        shape = (chunk.rows, chunk.groups, geometry.group_length)
+        buffers = scratch.buffers(shape, dtype)
+        gradient = as_blocks(piece, buffers.gradient, negate=entry.group["maximize"])
+        if inverses is not None:
+            factor = column_values(inverses, geometry, chunk, dtype)
+            gradient = torch.mul(gradient, factor, out=buffers.moment)
+        total += block_histogram(gradient, piece.numel() // max(1, chunk.rows))
+    return total
