@@ -88,6 +88,7 @@ def cell_id(config: RunConfig, data_hash: str, code_hash: str) -> str:
     identity: dict[str, Any] = to_dict(config)
     for key in NOT_IDENTITY:
         identity.pop(key)
+    identity["optimizer"].pop("variant")  # a name for what the settings already say
     identity["data"].pop("path")  # the data hash stands for the content, wherever it lies
     identity["torch"] = importlib.metadata.version("torch").partition("+")[0]
     text = json.dumps([identity, data_hash, code_hash], sort_keys=True)
@@ -95,11 +96,12 @@ def cell_id(config: RunConfig, data_hash: str, code_hash: str) -> str:
 
 
 def label(config: RunConfig) -> str:
-    """A short name a person can tell runs apart by: model/optimizer/length/precision/lr/seed."""
+    """A short name a person can tell runs apart by: model/variant/length/precision/lr/seed."""
     seeds = {config.model_seed, config.data_seed} - {None}
     same = len(seeds) <= 1
     seed = f"s{config.seed}" if same else f"m{config.model_seed}d{config.data_seed}"
-    parts = (config.model.name, config.optimizer.name, str(config.seq_len), config.precision)
+    optimizer = config.optimizer.variant or config.optimizer.name
+    parts = (config.model.name, optimizer, str(config.seq_len), config.precision)
     return "/".join((*parts, f"lr{config.optimizer.lr:.3g}", seed))
 
 

@@ -28,9 +28,12 @@ class OptimizerConfig:
     The peak learning rate is `lr` x `lr_factor`: `lr` is where the optimizer starts from, and a
     sweep over factors gives every optimizer the same grid around its own start. `options` are
     keyword arguments of the implementation.
+    `variant` is the name under which reports list the run apart from other runs of this optimizer;
+    it does not change what is computed.
     """
 
     name: str = "adamw"
+    variant: str | None = None
     lr: float = 1e-3
     lr_factor: float = 1.0
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])

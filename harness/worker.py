@@ -76,7 +76,11 @@ def _mirror(tracker: Tracker, record: store.Record) -> None:
 def _run_info(config: RunConfig, job: dict[str, Any], directory: Path) -> RunInfo:
     """How the run shows on a dashboard ."""
     kind = {"memory": "memory", "pretrain": "train"}[config.task.kind]
-    tags = [config.optimizer.name, config.model.name, f"seq{config.seq_len}"]
+    tags = [
+        config.optimizer.variant or config.optimizer.name,
+        config.model.name,
+        f"seq{config.seq_len}",
+    ]
     return RunInfo(
         id=f"{job['id']}-{job['attempt']}",
         name=job["label"],

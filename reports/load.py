@@ -84,13 +84,13 @@ def row_of(record: dict[str, Any]) -> dict[str, Any]:
     """One record as a flat row; metrics a cell has not reached become missing values."""
     config, provenance = record["config"], record["provenance"]
     optimizer, task = config["optimizer"], config.get("task", {})
-    settings = {key: value for key, value in optimizer.items() if key != "name"}
+    settings = {key: value for key, value in optimizer.items() if key not in ("name", "variant")}
     settings |= conditions_of(config, provenance)
     seed = config.get("seed", 0)
     row: dict[str, Any] = {key: record.get(key) for key in ("id", "part", "label", "status")}
     row |= {"error": record.get("error") or "", "attempt": record.get("attempt", 1)}
     row |= {
-        "optimizer": optimizer["name"],
+        "optimizer": optimizer.get("variant") or optimizer["name"],
         "lr": optimizer.get("lr"),
         "settings": json.dumps(settings, sort_keys=True),
         "model": config["model"]["name"],

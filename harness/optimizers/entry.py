@@ -25,7 +25,8 @@ class OptimizerEntry:
         options: allowed keys of `OptimizerConfig.options`.
         build: makes the optimizer for the trainable parameters of a model.
         state_bytes: closed form of the bytes of its state after one step with a gradient for
-            every parameter, from the trainable parameters and the bytes of one parameter element.
+            every parameter, from the trainable parameters and the bytes of one parameter element;
+            None where gradients decide it, so that it is not known in advance.
     """
 
     name: str
@@ -35,4 +36,4 @@ class OptimizerEntry:
     imports: tuple[str, ...]
     options: frozenset[str]
     build: "Callable[[nn.Module, OptimizerConfig], Optimizer]"
-    state_bytes: Callable[[OptimizerConfig, Sequence[ParameterSpec], int], int]
+    state_bytes: Callable[[OptimizerConfig, Sequence[ParameterSpec], int], int | None]

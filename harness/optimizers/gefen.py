@@ -1,7 +1,7 @@
 """Gefen: this project's implementation (see the package `gefen` for method and citation)."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness.models import ParameterSpec
 from harness.optimizers.entry import OptimizerEntry
@@ -12,34 +12,54 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
-# The options of the constructor; all change the size of the state.
-_SIZE_OPTIONS = ("first_moment_bits", "block_size", "min_quantized_size")
+    from gefen import Gefen
+
+# The constructor's own options that change the size of the state, and the one that does not.
+SIZE_OPTIONS = (
+    "first_moment_bits",
+    "second_moment",
+    "group_size",
+    "block_size",
+    "min_quantized_size",
+)
+OPTIONS = frozenset({*SIZE_OPTIONS, "skip_nonfinite"})
+# Forms of the second moment whose shape is decided by the first gradients.
+GRADIENT_DRIVEN = frozenset({"paper", "peak"})
+
+
+def construct(
+    kind: "type[Gefen]", model: "nn.Module", config: OptimizerConfig, options: dict[str, Any]
+) -> "Gefen":
+    """An optimizer of class `kind` with the common settings of `config` and these options."""
+    return kind(
+        decay_groups(model, config.weight_decay),
+        lr=config.lr,
+        betas=(config.betas[0], config.betas[1]),
+        eps=config.eps,
+        **options,
+    )
 
 
 def _build(model: "nn.Module", config: OptimizerConfig) -> "Optimizer":
     from gefen import Gefen
 
-    optimizer: Optimizer = Gefen(
-        decay_groups(model, config.weight_decay),
-        lr=config.lr,
-        betas=(config.betas[0], config.betas[1]),
-        eps=config.eps,
-        **config.options,
-    )
-    return optimizer
+    return construct(Gefen, model, config, config.options)
 
 
-def _state_bytes(
+def state_bytes(
     config: OptimizerConfig, specs: Sequence[ParameterSpec], parameter_bytes: int
-) -> int:
+) -> int | None:
     """The library's own closed form; the parameter's dtype does not matter.
 
+    None for the forms `paper` and `peak` of the second moment: gradients decide their shape.
     Beside its state the optimizer holds lookup tables derived from the codebook: a constant 80 KiB
     for each device, which no checkpoint contains and this does not count.
     """
     import gefen
 
-    sizes = {key: config.options[key] for key in _SIZE_OPTIONS if key in config.options}
+    if config.options.get("second_moment") in GRADIENT_DRIVEN:
+        return None
+    sizes = {key: config.options[key] for key in SIZE_OPTIONS if key in config.options}
     return int(gefen.state_bytes([spec.shape for spec in specs], **sizes))
 
 
@@ -49,7 +69,7 @@ ENTRY = OptimizerEntry(
     summary="AdamW with a quantised first moment and a shared second moment.",
     needs=None,
     imports=("gefen",),
-    options=frozenset(_SIZE_OPTIONS),
+    options=OPTIONS,
     build=_build,
-    state_bytes=_state_bytes,
+    state_bytes=state_bytes,
 )

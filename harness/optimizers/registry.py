@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from harness.errors import UserError
 from harness.models import ParameterSpec
-from harness.optimizers import adamw, adamw8bit, galore, gefen, lion
+from harness.optimizers import adamw, adamw8bit, galore, gefen, gefen_ablation, lion
 from harness.optimizers.entry import OptimizerEntry
 from harness.schema import OptimizerConfig
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 def entries() -> dict[str, OptimizerEntry]:
     """All optimizers by name, the reference first."""
-    found = (adamw.ENTRY, adamw8bit.ENTRY, galore.ENTRY, gefen.ENTRY, lion.ENTRY)
-    return {entry.name: entry for entry in found}
+    families = (adamw, adamw8bit, galore, gefen, gefen_ablation, lion)
+    return {family.ENTRY.name: family.ENTRY for family in families}
 
 
 def check(config: OptimizerConfig) -> None:
@@ -69,13 +69,16 @@ def build_optimizer(model: "nn.Module", config: OptimizerConfig) -> "Optimizer":
 
 def state_bytes(
     config: OptimizerConfig, specs: Sequence[ParameterSpec], parameter_bytes_per_element: int
-) -> int:
+) -> int | None:
     """Bytes of optimizer state in closed form, once every trainable parameter had a step.
 
     Args:
         config: the optimizer group of a run.
         specs: parameters of the model, each tied one once (`harness.models.meta_shapes`).
         parameter_bytes_per_element: 4 for float32 parameters, 2 for bfloat16.
+
+    Returns:
+        The bytes, or None where gradients decide them (not known in advance).
 
     Raises:
         UserError: there is no optimizer of that name.

@@ -90,6 +90,20 @@ def test_the_memory_task_measures_every_phase(make_run: MakeRun) -> None:
     assert metrics["optimizer_checkpoint_bytes"] >= metrics["optimizer_state_bytes"]
 
 
+def test_a_variant_names_a_run_and_an_unknown_prediction_stays_open(make_run: MakeRun) -> None:
+    config = make_run("gefen")
+    paper = dataclasses.replace(config.optimizer, options={"second_moment": "paper"})
+    named = dataclasses.replace(paper, variant="published")
+    configs = [dataclasses.replace(config, optimizer=o) for o in (named, paper)]
+    (cell,) = cells.plan(configs, progress=False)  # a name alone makes no other run
+    assert cell.label.split("/")[1] == "published"
+    record = cells.run_cell(configs[0], progress=False)
+    assert record.status == "done", record.error
+    assert record.config["optimizer"]["variant"] == "published"
+    assert record.metrics["optimizer_state_predicted_bytes"] is None
+    assert record.metrics["optimizer_state_bytes"] > 0
+
+
 def test_divergence_is_a_result(make_run: MakeRun) -> None:
     config = make_run(task={"steps": 40, "divergence_window": 3, "grad_clip": 1e9})
     wild = dataclasses.replace(config.optimizer, lr=1e4)

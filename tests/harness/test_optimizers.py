@@ -84,7 +84,11 @@ def test_state_bytes_are_those_counted(name: str, model_name: str, dtype: torch.
         ("galore", {"rank": 7}),
         ("galore", {"rank": 1000}),
         ("lion", {"foreach": False}),
-        ("gefen", {"block_size": 64}),
+        ("gefen", {"second_moment": "block", "block_size": 64}),
+        ("gefen", {"second_moment": "factored", "group_size": 48, "skip_nonfinite": True}),
+        ("gefen", {"second_moment": "block", "first_moment_bits": 4}),
+        ("gefen", {"second_moment": "factored", "first_moment_bits": 4, "min_quantized_size": 1}),
+        ("gefen_ablation", {"second_moment": "factored", "rounding": "nearest", "cap": 1.0}),
         ("gefen", {"first_moment_bits": 32, "min_quantized_size": 100}),
     ],
 )
@@ -95,6 +99,18 @@ def test_state_bytes_follow_the_options(name: str, options: dict[str, Any]) -> N
     train(model, optimizer, 0, 1)
     expected = optimizers.state_bytes(config, meta_shapes(shape, VOCABULARY), 4)
     assert optimizer_state_bytes(optimizer) == expected
+
+
+@pytest.mark.parametrize("form", ["paper", "peak"])
+def test_state_that_gradients_decide_is_not_predicted(form: str) -> None:
+    shape, config = load_model("gpt2_tiny"), load("gefen", second_moment=form)
+    assert optimizers.state_bytes(config, meta_shapes(shape, VOCABULARY), 4) is None
+    model = build_model(shape, VOCABULARY, 0)
+    optimizer = optimizers.build_optimizer(model, config)
+    train(model, optimizer, 0, 1)
+    # What it must hold in any case: a byte for each element of the quantised matrices.
+    quantised = sum(p.numel() for p in model.parameters() if p.ndim == 2)
+    assert quantised < optimizer_state_bytes(optimizer) < 8 * quantised
 
 
 def test_known_bytes_per_parameter_at_124m() -> None:
@@ -147,6 +163,42 @@ def test_resume_from_a_checkpoint_is_exact(name: str, dtype: torch.dtype) -> Non
     assert train(fresh, resumed, 6, 14) == losses
     for a, b in zip(model.parameters(), fresh.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def descended(config: OptimizerConfig, steps: int = 4) -> torch.Tensor:
+    """A (64, 128) matrix after steps on random gradients whose columns differ in scale."""
+    model = nn.Linear(128, 64, bias=False)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        model.weight.copy_(torch.randn(64, 128, generator=generator))
+    optimizer = optimizers.build_optimizer(model, config)
+    for _ in range(steps):
+        columns = torch.logspace(0, -2, 128)
+        model.weight.grad = torch.randn(64, 128, generator=generator) * columns
+        optimizer.step()
+    return model.weight.detach()
+
+
+@pytest.mark.parametrize("form", ["factored", "block"])
+def test_each_switch_of_the_ablation_changes_its_own_part(form: str) -> None:
+    plain = descended(load("gefen", second_moment=form))
+
+    def ablated(**switches: Any) -> torch.Tensor:
+        return descended(load("gefen_ablation", second_moment=form, **switches))
+
+    assert torch.equal(ablated(), plain)
+    assert not torch.equal(ablated(rounding="nearest"), plain)
+    # Without column factors there is nothing that the first moment could be relative to.
+    assert torch.equal(ablated(relative=False), plain) == (form == "block")
+    torch.testing.assert_close(ablated(cap=1e6), plain)
+    assert float((ablated(cap=0.1) - plain).abs().max()) > 1e-4
+
+
+def test_the_cap_bounds_each_element_of_an_update() -> None:
+    config = load("gefen_ablation", second_moment="factored", cap=0.25)
+    config.weight_decay = 0.0
+    largest = float((descended(config, steps=1) - descended(config, steps=0)).abs().max())
+    assert largest == pytest.approx(0.25 * config.lr, rel=1e-3)
 
 
 @pytest.mark.parametrize("name", ["adamw", "adamw8bit", "gefen", "lion"])
@@ -228,6 +280,21 @@ def test_a_missing_package_names_the_pip_command(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install bitsandbytes"):
         optimizers.check(load("adamw8bit"))
+
+
+@pytest.mark.parametrize(
+    ("switches", "message"),
+    [
+        ({"rounding": "up"}, "rounding='up' is not known; allowed: stochastic, nearest"),
+        ({"relative": "no"}, "relative='no' must be true or false"),
+        ({"cap": 0}, "cap=0 must be null or above 0"),
+        ({"second_moment": "column"}, "gefen_ablation' refuses its settings"),
+    ],
+)
+def test_a_switch_with_another_value_is_named(switches: dict[str, Any], message: str) -> None:
+    model = build_model(load_model("gpt2_tiny"), VOCABULARY, 0)
+    with pytest.raises(UserError, match=message):
+        optimizers.build_optimizer(model, load("gefen_ablation", **switches))
 
 
 def test_a_setting_that_the_implementation_refuses_is_a_user_error() -> None:

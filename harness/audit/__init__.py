@@ -1,0 +1,1 @@
+"""Updates of one optimizer beside those of another, on the same gradients."""

@@ -1,0 +1,137 @@
+"""How far Gefen's updates are from AdamW's on the same gradients, by tensor, column and step.
+
+A small model is trained with torch's AdamW in float32. In every step each variant of Gefen is
+shown the same clipped gradients and would start from AdamW's parameters, so that nothing but the
+state of the optimizers differs. The question behind it: does a variant move some columns further
+than AdamW at the same learning rate, so that it needs a smaller one?
+
+Example, about ten minutes on two cores:
+
+  python -m harness.update_audit --output runs/update_audit/gpt2_3m model=gpt2_3m task.steps=200
+
+Overrides are those of gefen-bench (key=value; `gefen-bench --cfg job` lists them). Unless they say
+otherwise: model=gpt2_3m seq_len=128 micro_batch=8 task.steps=200 task.warmup_steps=20 (a tenth of
+fewer steps), on the CPU.
+
+Written below --output: tensors (cosine, ratio of norms and RMS for each tensor, variant and step)
+and columns (RMS over AdamW's by tenths of the columns and rows, in order of their gradients), both
+as csv and parquet; audit.json (settings, provenance, summary); summary.md; updates.png.
+"""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from harness import app, cells, provenance, store
+from harness.audit.comparison import audit, prepared
+from harness.audit.report import draw, markdown, summarize
+from harness.errors import UserError
+from harness.groups import configs_dir
+from harness.schema import RunConfig, from_dict, to_dict
+
+# Options of the registry's gefen_ablation, which is gefen itself where no switch is set.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "factored_8bit": {"second_moment": "factored", "first_moment_bits": 8},
+    "factored_4bit": {"second_moment": "factored", "first_moment_bits": 4},
+    "factored_32bit": {"second_moment": "factored", "first_moment_bits": 32},
+    "block_8bit": {"second_moment": "block", "first_moment_bits": 8},
+    "published_like": {"second_moment": "block", "first_moment_bits": 8, "rounding": "nearest"},
+}
+DEFAULTS = ("model=gpt2_3m", "seq_len=128", "micro_batch=8", "task.steps=200", "device=cpu")
+NOT_DESCRIBED = ("study", "launch", "tracker", "root", "cache", "part", "seed")
+
+
+def compose(overrides: list[str]) -> RunConfig:
+    """The configuration of `gefen-bench` with this command's defaults, then these overrides.
+
+    Raises UserError or an error of Hydra for a mistake.
+    """
+    app.register_schema()
+    with hydra.initialize_config_dir(str(configs_dir()), version_base="1.3"):
+        steps = hydra.compose("config", [*DEFAULTS, *overrides]).task.steps
+        warmup = f"task.warmup_steps={min(20, steps // 10)}"
+        composed = hydra.compose("config", [*DEFAULTS, warmup, *overrides])
+    plain: Any = OmegaConf.to_container(composed, resolve=True)
+    config = cells.resolve(from_dict(RunConfig, plain))
+    if config.device != "cpu" or config.precision != "fp32":
+        raise UserError("The audit runs in float32 on the CPU: leave device and precision out.")
+    return config
+
+
+def write(
+    config: RunConfig, variants: dict[str, dict[str, Any]], output: Path, command: str
+) -> str:
+    """Run the audit, write its files into the folder `output`, return the summary's Markdown."""
+    tensors, deciles = audit(config, variants)
+    summary = summarize(tensors, deciles)
+    output.mkdir(parents=True, exist_ok=True)
+    for name, frame in (("tensors", tensors), ("columns", deciles)):
+        frame.to_csv(output / f"{name}.csv", index=False, float_format="%.6g")
+        frame.to_parquet(output / f"{name}.parquet", index=False)
+    text = markdown(summary, config, command)
+    (output / "summary.md").write_text(text, encoding="utf-8")
+    draw(summary, deciles, config.model.name).savefig(output / "updates.png", dpi=150)
+    described = {key: value for key, value in to_dict(config).items() if key not in NOT_DESCRIBED}
+    content = {
+        "config": described,
+        "variants": variants,
+        "provenance": provenance.collect(
+            command, config.device, prepared(config).hash, provenance.code_hash()
+        ),
+        "summary": summary.to_dict("records"),
+    }
+    store.write_json_atomic(output / "audit.json", content)
+    return text
+
+
+def chosen(names: str) -> dict[str, dict[str, Any]]:
+    """The variants of a comma-separated list; UserError for one that is not known."""
+    wanted = names.split(",")
+    for name in wanted:
+        if name not in VARIANTS:
+            raise UserError(f"--variants has {name!r}; allowed: {', '.join(VARIANTS)}.")
+    return {name: VARIANTS[name] for name in wanted}
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m harness.update_audit",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--output", type=Path, required=True, help="folder for the results")
+    parser.add_argument(
+        "--variants",
+        default=",".join(VARIANTS),
+        metavar="NAME,...",
+        help="which to compare with AdamW (default: %(default)s)",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for gefen-bench")
+    return parser.parse_intermixed_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the audit and print its summary; a mistake is one sentence, exit code 2."""
+    options = parse(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    command = shlex.join(["python", "-m", "harness.update_audit", *given])
+    try:
+        variants = chosen(options.variants)
+        text = write(compose(options.overrides), variants, options.output, command)
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        print(f"harness.update_audit: {app.explain(error)}", file=sys.stderr)
+        sys.exit(2)
+    print(text)
+    print(f"Written: {options.output}")
+
+
+if __name__ == "__main__":
+    main()
