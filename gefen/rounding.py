@@ -14,7 +14,7 @@ _FIRST, _SECOND = 0x7FEB352D, 0x846CA68B
 _ROW, _COLUMN = 0x9E3779B1, 0x85EBCA77
 
 
-def _signed(value: int) -> int:
+def signed(value: int) -> int:
     """The int32 with the bits of an unsigned 32-bit integer."""
     value &= _MASK
     return value - (1 << 32) if value >> 31 else value
@@ -37,8 +37,8 @@ def mix_integer(value: int) -> int:
 
 def mix(values: Tensor, shifted: Tensor) -> Tensor:
     """`mix_integer` of each int32, in place; `shifted` is scratch of the same shape."""
-    _xor_shift(values, shifted, 16).mul_(_signed(_FIRST))
-    _xor_shift(values, shifted, 15).mul_(_signed(_SECOND))
+    _xor_shift(values, shifted, 16).mul_(signed(_FIRST))
+    _xor_shift(values, shifted, 15).mul_(signed(_SECOND))
     return _xor_shift(values, shifted, 16)
 
 
@@ -47,7 +47,7 @@ def row_keys(key: int | Tensor, rows: Tensor) -> Tensor:
 
     `key` is an unsigned integer, or a one-element int32 tensor with the same bits.
     """
-    base = key if isinstance(key, Tensor) else _signed(key)
+    base = key if isinstance(key, Tensor) else signed(key)
     keys = (rows * _ROW & _MASK).to(torch.int32).add_(base)
     return mix(keys, torch.empty_like(keys))
 
@@ -65,8 +65,8 @@ def random_integers(keys: Tensor, terms: Tensor, out: Tensor, shifted: Tensor) -
     change low bits only.
     """
     torch.add(keys.unsqueeze(-1), terms, out=out)
-    _xor_shift(out, shifted, 15).mul_(_signed(_FIRST))
-    _xor_shift(out, shifted, 13).mul_(_signed(_SECOND))
+    _xor_shift(out, shifted, 15).mul_(signed(_FIRST))
+    _xor_shift(out, shifted, 13).mul_(signed(_SECOND))
     return out.bitwise_right_shift_(32 - RANDOM_BITS).bitwise_and_((1 << RANDOM_BITS) - 1)
 
 

@@ -131,6 +131,18 @@ def placement_of(param: Tensor) -> Hashable:
     return None if sharded is None else (sharded.device_mesh, tuple(sharded.placements))
 
 
+def is_placed(param: Tensor, state: Tensor, *, follow: bool) -> bool:
+    """Return whether state lies where `wrap` would put it: same kind, mesh and placements."""
+    sharded, wrapped = _dtensor(param), _dtensor(state)
+    if sharded is None or wrapped is None:
+        return sharded is wrapped
+    if wrapped.device_mesh != sharded.device_mesh:
+        return False
+    if follow:
+        return tuple(wrapped.placements) == tuple(sharded.placements)
+    return all(placement.is_replicate() for placement in wrapped.placements)
+
+
 @torch.no_grad()
 def sum_over_shards(items: Sequence[tuple[Tensor, Tensor]]) -> None:
     """Add up local tensors, in place, over the ranks among which their parameters are cut.

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gefen.rounding import mix, mix_integer, parameter_key
+from gefen.rounding import mix, mix_integer, parameter_key, signed
 
 Number = float | Tensor
 
@@ -61,7 +61,7 @@ class Step:
             betas = [_like(beta, number.device, dtype) for beta in betas]
             size = lr / (1 - betas[0] ** number)
             correction = (1 - betas[1] ** number).sqrt()
-            bits = number.to(torch.int32).reshape(1) + _signed_key(ordinal, number.device)
+            bits = number.to(torch.int32).reshape(1).add(signed(parameter_key(ordinal)))
             key: int | Tensor = mix(bits, torch.empty_like(bits))
         else:
             lr, betas, count = float(lr), (float(betas[0]), float(betas[1])), int(number)
@@ -79,11 +79,6 @@ class Step:
             maximize=group["maximize"],
             key=key,
         )
-
-
-def _signed_key(ordinal: int, device: torch.device) -> Tensor:
-    key = torch.tensor([parameter_key(ordinal)], dtype=torch.int64)
-    return key.to(torch.int32).to(device)
 
 
 def _like(beta: Number, device: torch.device, dtype: torch.dtype) -> Number:

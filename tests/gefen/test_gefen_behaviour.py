@@ -1,5 +1,6 @@
 """What must hold for any model: zeros, non-finite values, 16-bit parameters, scales, training."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -202,3 +203,44 @@ def test_it_trains(dtype: torch.dtype) -> None:
         losses[cls] = float(loss.detach())
     assert losses[Gefen] < 2 * losses[torch.optim.AdamW]
     assert losses[Gefen] < 0.15
+
+
+@pytest.mark.parametrize("second_moment", ["factored", "block", "paper", "peak"])
+@pytest.mark.parametrize("bits", [4, 8, 32])
+def test_capturable_equals_the_ordinary_step(second_moment: str, bits: int) -> None:
+    """Numbers kept as tensors change the last bits alone; the random bits are the same."""
+    params = [torch.ones(64, 80, requires_grad=True) for _ in range(2)]
+    options = {"second_moment": second_moment, "first_moment_bits": bits}
+    optimizers = [
+        Gefen([param], lr=0.01, capturable=capturable, **options)
+        for param, capturable in zip(params, (False, True), strict=True)
+    ]
+    for step in range(10):
+        grad = torch.randn(64, 80, generator=torch.Generator().manual_seed(step))
+        for param, optimizer in zip(params, optimizers, strict=True):
+            param.grad = grad.clone()
+            optimizer.step()
+    torch.testing.assert_close(*params, rtol=1e-5, atol=1e-6)
+    if bits < 32:
+        indices = [o.state[p]["index"] for o, p in zip(optimizers, params, strict=True)]
+        assert (indices[0] == indices[1]).float().mean() > 0.99
+
+
+def test_a_non_finite_gradient_skips_the_whole_step_on_request() -> None:
+    params = [torch.ones(64, 80, requires_grad=True), torch.ones(5, requires_grad=True)]
+    optimizer = Gefen(params, skip_nonfinite=True)
+    for step in range(3):
+        for param in params:
+            param.grad = torch.randn(param.shape, generator=torch.Generator().manual_seed(step))
+        optimizer.step()
+    before = copy.deepcopy(([p.detach() for p in params], optimizer.state_dict()["state"]))
+    params[1].grad[2] = torch.inf
+    optimizer.step()
+    assert optimizer.skipped_steps.item() == 1
+    assert all(torch.equal(p, q) for p, q in zip(params, before[0], strict=True))
+    for key, state in optimizer.state_dict()["state"].items():
+        assert all(torch.equal(state[name], before[1][key][name]) for name in state)
+    params[1].grad[2] = 1.0
+    optimizer.step()
+    assert optimizer.skipped_steps.item() == 1
+    assert not torch.equal(params[0], before[0][0])
