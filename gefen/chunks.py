@@ -81,6 +81,8 @@ def slabs(tensor: Tensor, geometry: Geometry, plan: Sequence[Chunk]) -> Sequence
 
 def code_slabs(index: Tensor, geometry: Geometry, plan: Sequence[Chunk]) -> Sequence[Tensor]:
     """Return the views of the contiguous codes; 4-bit ones have half a row's bytes, rounded up."""
+    if not plan:
+        return []
     matrix = index.view(geometry.total_rows, -1)
     per_byte = 1 if matrix.shape[1] == geometry.columns else 2
     return _cut(matrix, geometry, plan, 1, per_byte)

@@ -246,7 +246,7 @@ class Gefen(Optimizer):
                 layout=layout.shard(tuple(part.shape)) if is_sharded(param) else layout,
                 group=group,
                 ordinal=ordinal,
-                first_row=row_offset(param),
+                shard_start=row_offset(param),
             )
 
     def _skip(self, entries: list[Entry]) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gefen.codes import is_learned
 from gefen.layout import Field, Layout, flat_layout, shape_layout
-from gefen.sharding import is_sharded, local, wrap
+from gefen.sharding import is_placed, is_sharded, local, wrap
 from gefen.shared_codebook import SharedCodebook
 
 CONFIGURATION = (
@@ -133,13 +133,22 @@ def _check_entry(key: Any, param: Tensor, entry: Mapping[str, Any], layout: Layo
                 f"The state_dict has {found} as '{name}' of parameter {key}, "
                 f"this optimizer needs {field.dtype} of shape {field.shape}."
             )
-        if field.follows and is_sharded(value) != is_sharded(param):
-            kinds = ("a plain tensor", "a DTensor")
-            raise ValueError(
-                f"The state_dict has {kinds[is_sharded(value)]} as '{name}' of parameter {key}, "
-                f"which is {kinds[is_sharded(param)]}; "
-                "torch.distributed.checkpoint converts between them."
-            )
+        _check_place(key, name, param, value, field.follows)
+
+
+def _check_place(key: Any, name: str, param: Tensor, value: Tensor, follows: bool) -> None:
+    if follows and is_sharded(value) != is_sharded(param):
+        kinds = ("a plain tensor", "a DTensor")
+        raise ValueError(
+            f"The state_dict has {kinds[is_sharded(value)]} as '{name}' of parameter {key}, "
+            f"which is {kinds[is_sharded(param)]}; "
+            "torch.distributed.checkpoint converts between them."
+        )
+    if is_sharded(value) and not is_placed(param, value, follow=follows):
+        raise ValueError(
+            f"The state_dict has '{name}' of parameter {key} on another mesh or with other "
+            "placements than its parameter; torch.distributed.checkpoint converts between them."
+        )
 
 
 def _fits(value: Any, field: Field) -> bool:

@@ -15,7 +15,7 @@ class Entry:
     """One parameter in one step: plain local tensors and how its state is laid out.
 
     `owner` is the parameter as the user knows it, `ordinal` its position in the optimizer and
-    `first_row` the position of the shard's first row in the whole parameter.
+    `shard_start` the index along dimension 0 at which the shard begins.
     """
 
     owner: Tensor
@@ -25,7 +25,7 @@ class Entry:
     layout: Layout
     group: Mapping[str, Any]
     ordinal: int
-    first_row: int
+    shard_start: int
 
     @property
     def geometry(self) -> Geometry:

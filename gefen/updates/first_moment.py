@@ -82,10 +82,12 @@ def find_codes(codes: Codes, buffers: Buffers) -> Tensor:
     return buffers.codes
 
 
-def draw(geometry: Geometry, chunk: Chunk, first_row: int, step: Step, buffers: Buffers) -> None:
-    """Fill `buffers.random` with the random bits of a chunk; `first_row` is that of the shard."""
+def draw(geometry: Geometry, chunk: Chunk, shard_start: int, step: Step, buffers: Buffers) -> None:
+    """Fill `buffers.random` with a chunk's random bits; `shard_start` counts along dimension 0."""
     device = buffers.random.device
-    rows = torch.arange(chunk.row_start, chunk.row_stop, device=device).add_(first_row)
+    # A shard of stacked experts begins with an expert, which has several rows.
+    shard_start *= geometry.rows if len(geometry.lead) == 2 else 1
+    rows = torch.arange(chunk.row_start, chunk.row_stop, device=device).add_(shard_start)
     start = chunk.group_start * geometry.group_length
     terms = column_terms(start, start + chunk.groups * geometry.group_length, device)
     shape = (chunk.rows, len(terms))

@@ -124,7 +124,7 @@ def _update_with_codes(
         _move(value, moment, second.denominators(chunk, gradient, buffers), step, rule)
         store_blocks(target, value)
         if codes.stochastic:
-            draw(geometry, chunk, entry.first_row, step, buffers)
+            draw(geometry, chunk, entry.shard_start, step, buffers)
         columns = chunk.columns(geometry)
         width = columns.stop - columns.start
         write_codes(index, scale, second.inverse_factor(chunk), codes, buffers, width)

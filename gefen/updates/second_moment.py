@@ -96,7 +96,8 @@ class BlockMoment(SecondMoment):
     def __init__(self, entry: Entry, step: Step, scratch: Scratch) -> None:
         self.geometry, self.step = entry.geometry, step
         self.dtype = working_dtype(entry.param)
-        self._values = entry.state["second_moment"].view(self.geometry.total_rows, -1)
+        shape = (self.geometry.total_rows, self.geometry.blocks_per_row)
+        self._values = entry.state["second_moment"].view(shape)
         means = self._mean_squares(self.geometry.in_order(entry.grad), scratch)
         _lerp(self._values, means, step.second_weight)
 
