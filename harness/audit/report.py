@@ -5,6 +5,7 @@ import itertools
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from harness.schema import RunConfig
 
@@ -27,7 +28,8 @@ COLUMNS = {
     "cosine_lowest": "cosine, lowest",
     "smallest_columns": "RMS / AdamW's, smallest columns",
     "largest_columns": "largest columns",
-    "largest_column_ratio": "highest tenth of any tensor",
+    "lowest_ratio": "lowest tenth of any tensor",
+    "highest_ratio": "highest tenth of any tensor",
 }
 
 
@@ -37,7 +39,7 @@ def summarize(tensors: pd.DataFrame, deciles: pd.DataFrame) -> pd.DataFrame:
     Columns: variant, step, and the keys of `COLUMNS`. `norm_ratio` is that of all those tensors
     together and `matching_rate` its inverse: the factor on the learning rate that would give the
     update AdamW's norm. The ratios by columns are those of the lowest and highest tenth by
-    gradient (median over tensors) and the largest of any tenth of any tensor.
+    gradient (median over tensors), and the extremes of any tenth of any tensor.
     """
     shared = tensors[~tensors["exact"]]
     columns = deciles[~deciles["exact"] & (deciles["axis"] == "column")]
@@ -56,7 +58,8 @@ def summarize(tensors: pd.DataFrame, deciles: pd.DataFrame) -> pd.DataFrame:
                 "cosine_lowest": group["cosine"].min(),
                 "smallest_columns": median.get(1),
                 "largest_columns": median.get(10),
-                "largest_column_ratio": mine["rms_ratio"].max(),
+                "lowest_ratio": mine["rms_ratio"].min(),
+                "highest_ratio": mine["rms_ratio"].max(),
             }
         )
     return pd.DataFrame(rows, columns=["variant", "step", *COLUMNS])
@@ -107,8 +110,9 @@ def draw(summary: pd.DataFrame, deciles: pd.DataFrame, title: str) -> Figure:
         axis.grid(True, color="#D9D9D9", linewidth=0.6)
         axis.spines[["top", "right"]].set_visible(False)
     for axis in below:
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
         axis.yaxis.set_major_formatter("{x:g}")
-        axis.yaxis.set_minor_formatter("{x:g}")
+        axis.yaxis.set_minor_locator(NullLocator())
     figure.legend(*size.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     figure.suptitle(f"Updates beside AdamW's on the same gradients, {title}", x=0.01, ha="left")
     return figure
@@ -116,7 +120,9 @@ def draw(summary: pd.DataFrame, deciles: pd.DataFrame, title: str) -> Figure:
 
 def _line(axis: Axes, values: pd.Series, label: str, looks: dict[str, Look]) -> None:
     color, marker, line = looks[label]
+    # Lines that coincide stay visible: the earlier one is wider.
+    size = max(4.0, 10.0 - 1.5 * list(looks).index(label))
     axis.plot(
         *(values.index, values), color=color, marker=marker, linestyle=line, label=label,
-        markersize=4, linewidth=1.5,
+        markersize=size, linewidth=size / 3,
     )  # fmt: skip

@@ -147,6 +147,7 @@ def test_the_summary_weighs_tensors_by_their_elements() -> None:
     assert row["matching_rate"] == pytest.approx(1 / row["norm_ratio"])
     assert (row["cosine_median"], row["cosine_lowest"]) == pytest.approx((0.7, 0.5))
     assert (row["smallest_columns"], row["largest_columns"]) == pytest.approx((0.2, 2.0))
+    assert (row["lowest_ratio"], row["highest_ratio"]) == pytest.approx((0.2, 2.0))
 
 
 def test_the_command_writes_tables_a_page_and_a_figure(
