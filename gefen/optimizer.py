@@ -146,6 +146,10 @@ class Gefen(Optimizer):
         self.skipped_steps = torch.zeros((), dtype=torch.int64)
         super().__init__(params, defaults)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What copying and pickling keep; the base class would leave out `skipped_steps`."""
+        return {**super().__getstate__(), "skipped_steps": self.skipped_steps}
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore after copying, unpickling or loading; the codebook becomes one storage again."""
         super().__setstate__(state)
@@ -153,7 +157,8 @@ class Gefen(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group as `torch.optim.Optimizer` does; its options and parameters are checked."""
-        check_options({**self.defaults, **param_group})
+        if isinstance(param_group, dict):  # the base class refuses anything else in its own words
+            check_options({**self.defaults, **param_group})
         super().add_param_group(param_group)
         try:
             group = self.param_groups[-1]

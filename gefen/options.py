@@ -24,6 +24,8 @@ def check_options(options: Mapping[str, Any]) -> None:
         raise ValueError(f"Invalid learning rate: {lr}")
     if not options["eps"] >= 0.0:
         raise ValueError(f"Invalid epsilon value: {options['eps']}")
+    if isinstance(betas[0], Tensor) != isinstance(betas[1], Tensor):
+        raise ValueError("betas must be either both floats or both Tensors")
     for number, beta in enumerate(betas):
         if isinstance(beta, Tensor) and beta.numel() != 1:
             raise ValueError(f"Tensor betas[{number}] must be 1-element")
@@ -47,7 +49,7 @@ def check_options(options: Mapping[str, Any]) -> None:
 
 
 def _check_choice(options: Mapping[str, Any], key: str, allowed: tuple[Any, ...]) -> None:
-    if options[key] not in allowed:
+    if not any(options[key] == value and type(options[key]) is type(value) for value in allowed):
         listed = ", ".join(repr(value) for value in allowed[:-1])
         raise ValueError(f"{key} must be {listed} or {allowed[-1]!r}, not {options[key]!r}.")
 

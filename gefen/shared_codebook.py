@@ -34,7 +34,9 @@ class SharedCodebook:
     def storage(self, device: torch.device) -> Tensor:
         """Return the codebook on a device, float32 (count), to be kept in the state."""
         if device not in self._storages:
-            known = next(iter(self._storages.values()), torch.zeros(self.count))
+            known = next(
+                iter(self._storages.values()), torch.zeros(self.count, dtype=torch.float32)
+            )
             self._storages[device] = known.to(device)
         return self._storages[device]
 

@@ -34,7 +34,8 @@ def create_state(
     state = {}
     for name, field in layout.fields().items():
         if name == "step":
-            state[name] = torch.zeros((), device=part.device if capturable else "cpu")
+            device = part.device if capturable else "cpu"
+            state[name] = torch.zeros((), dtype=field.dtype, device=device)
             continue
         if name == "codebook":
             value = codebook.storage(part.device)

@@ -72,7 +72,9 @@ def apply_without_codebook(entry: Entry) -> None:
     group of it is not zero.
     """
     if entry.group["weight_decay"]:
-        entry.param.mul_(1 - entry.group["lr"] * entry.group["weight_decay"])
+        lr = entry.group["lr"]
+        lr = lr.reshape(()) if isinstance(lr, Tensor) else lr
+        entry.param.mul_(1 - lr * entry.group["weight_decay"])
     entry.param.add_(entry.grad, alpha=0)
 
 

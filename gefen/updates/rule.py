@@ -58,7 +58,7 @@ class Step:
         """
         lr, betas, decay = group["lr"], group["betas"], group["weight_decay"]
         if group["capturable"]:
-            betas = [_like(beta, number.device, dtype) for beta in betas]
+            lr, *betas = (_like(value, number.device, dtype) for value in (lr, *betas))
             size = lr / (1 - betas[0] ** number)
             correction = (1 - betas[1] ** number).sqrt()
             bits = number.to(torch.int32).reshape(1).add(signed(parameter_key(ordinal)))
@@ -81,8 +81,9 @@ class Step:
         )
 
 
-def _like(beta: Number, device: torch.device, dtype: torch.dtype) -> Number:
-    return beta.to(device, dtype).reshape(()) if isinstance(beta, Tensor) else beta
+def _like(value: Number, device: torch.device, dtype: torch.dtype) -> Number:
+    """A tensor of one element, of any shape, as 0-d on that device; a float as it is."""
+    return value.to(device, dtype).reshape(()) if isinstance(value, Tensor) else value
 
 
 def working_dtype(param: Tensor) -> torch.dtype:
