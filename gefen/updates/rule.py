@@ -57,12 +57,15 @@ class Step:
         `dtype` is that of the update's maths.
         """
         lr, betas, decay = group["lr"], group["betas"], group["weight_decay"]
+        size: Number
+        correction: Number
+        key: int | Tensor
         if group["capturable"]:
             lr, *betas = (_like(value, number.device, dtype) for value in (lr, *betas))
             size = lr / (1 - betas[0] ** number)
             correction = (1 - betas[1] ** number).sqrt()
             bits = number.to(torch.int32).reshape(1).add(signed(parameter_key(ordinal)))
-            key: int | Tensor = mix(bits, torch.empty_like(bits))
+            key = mix(bits, torch.empty_like(bits))
         else:
             lr, betas, count = float(lr), (float(betas[0]), float(betas[1])), int(number)
             size = lr / (1 - betas[0] ** count)

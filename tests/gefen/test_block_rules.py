@@ -93,7 +93,7 @@ def gradients(draw: st.DrawFn) -> NDArray[np.float64]:
     return (gradient * 2.0 ** draw(st.integers(-30, 3))).astype(np.float32).astype(np.float64)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(gradients())
 def test_paper_is_the_exact_rule(gradient: NDArray[np.float64]) -> None:
     assert block_length(torch.from_numpy(gradient), "paper") in paper_answers(gradient)
