@@ -101,8 +101,9 @@ def row_geometry(
 ) -> Geometry | None:
     """Return the rule `row` for a shape, or None where the state is exactly AdamW's.
 
-    A matrix is one expert; a 3-D tensor with a last dimension of at least 16 is (experts, rows,
-    columns); of any other shape (convolutions) a row is all elements of one index of dimension 0.
+    A matrix is one expert; a 3-D tensor whose last two dimensions are at least 16 is (experts,
+    rows, columns); of any other shape (convolutions) a row is all elements of one index of
+    dimension 0.
     A row of C elements has k = ceil(C / group_size) groups of ceil(C / k), with `even_groups` made
     even where a row has several, so that two 4-bit codes of a byte belong to one group. A block is
     as many whole groups, evenly spread, as `block_size` elements hold, at least one. None for
@@ -113,7 +114,7 @@ def row_geometry(
     numel = math.prod(shape)
     if len(shape) < 2 or numel == 0 or numel < min_quantized_size:
         return None
-    stacked = len(shape) == 3 and shape[2] >= MIN_COLUMNS
+    stacked = len(shape) == 3 and min(shape[1:]) >= MIN_COLUMNS
     lead = shape[:2] if stacked else shape[:1]
     columns = numel // math.prod(lead)
     if columns < MIN_COLUMNS:

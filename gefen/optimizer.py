@@ -10,9 +10,9 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from gefen.block_rules import block_length
 from gefen.blocks import BLOCK_SIZE, MIN_QUANTIZED_SIZE
 from gefen.layout import GRADIENT_RULES, Layout, flat_layout
-from gefen.options import check_options, check_parameter
+from gefen.options import check_options, check_parameter, check_together
 from gefen.sharding import is_sharded, local, local_gradient, row_offset
-from gefen.shared_codebook import Codebooks
+from gefen.shared_codebook import Codebooks, SharedCodebook
 from gefen.state import create_state, prepare_state, state_layout
 from gefen.updates.entry import Entry
 from gefen.updates.reference import apply_without_codebook, update_exact, update_groups
@@ -21,6 +21,7 @@ from gefen.updates.scratch import Scratch
 from gefen.updates.square_sums import SquareSums, square_sums
 from gefen.updates.statistics import (
     any_nonfinite,
+    by_codebook,
     largest_magnitude,
     sums_needed_together,
     total_histogram,
@@ -38,7 +39,7 @@ class Gefen(Optimizer):
         c_j   <- beta2 c_j + (1 - beta2) mean_i(g_ij^2)
         m_ij  <- beta1 level[index_ij] scale_b sqrt(c_j before this step) + (1 - beta1) g_ij
         theta_ij <- theta_ij (1 - lr weight_decay) - lr m_ij / (1 - beta1^t)
-                    / (sqrt(r_i c_j / mean(c) / (1 - beta2^t)) + eps)
+                    / (sqrt(r_i c_j / mean(c) / (1 - beta2^t)) + eps), at most lr
         scale_b  <- max |m_ij / sqrt(c_j)| over group b
         index_ij <- either code next to m_ij / sqrt(c_j) / scale_b, at random, unbiased
 
@@ -49,7 +50,7 @@ class Gefen(Optimizer):
     quantised parameter, and shared by the whole model. Until then such parameters only decay, and
     their step counter rests. The random bits are a hash of the parameter's position, the step and
     the element's position in the whole parameter: runs repeat bit for bit. A non-finite gradient
-    reaches the parameter, as with AdamW; in the factored form it spreads over its matrix.
+    reaches the parameter, as with AdamW, and spoils the group that it lies in, nothing else.
 
     Parameters with fewer than two dimensions, rows of fewer than 16 elements or fewer than
     `min_quantized_size` elements have AdamW's own state, in float32. The state of all others:
@@ -84,7 +85,7 @@ class Gefen(Optimizer):
         min_quantized_size: parameters with fewer elements keep AdamW's state, 8 bytes each.
         skip_nonfinite: leave parameters and state as they are in a step in which any gradient is
             not finite, and count it in `skipped_steps`; costs one reading of the gradients and a
-            synchronisation a step.
+            synchronisation a step. One group that asks for it speaks for the whole optimizer.
 
     Attributes:
         skipped_steps: steps skipped since construction, int64 (0-d) on the gradients' device.
@@ -161,6 +162,7 @@ class Gefen(Optimizer):
             check_options({**self.defaults, **param_group})
         super().add_param_group(param_group)
         try:
+            check_together(self.param_groups)
             group = self.param_groups[-1]
             for param in group["params"]:
                 check_parameter(param, group)
@@ -177,8 +179,10 @@ class Gefen(Optimizer):
         prepared: dict[Any, Any] = {}
 
         def take_state(_: Optimizer, incoming: dict[str, Any]) -> dict[str, Any]:
-            for group in incoming["param_groups"]:
-                check_options({**self.defaults, **group})
+            groups = [{**self.defaults, **group} for group in incoming["param_groups"]]
+            for group in groups:
+                check_options(group)
+            check_together(groups)
             prepared.update(prepare_state(self.param_groups, incoming))
             return {**incoming, "state": {}}
 
@@ -218,9 +222,8 @@ class Gefen(Optimizer):
         scratch = {entry.param.device: Scratch(entry.param.device) for entry in entries}
         unlearned = [e for e in entries if e.layout.quantized and not self._learned(e)]
         sums = sums_needed_together(entries, unlearned, scratch)
-        for bits in sorted({entry.layout.first_moment_bits for entry in unlearned}):
-            those = [entry for entry in unlearned if entry.layout.first_moment_bits == bits]
-            self._codebooks[bits].learn(total_histogram(those, sums, scratch, self._rule))
+        for those in by_codebook(unlearned):
+            self._codebook(those[0]).learn(total_histogram(those, sums, scratch, self._rule))
         for entry in entries:
             own = sums.pop(entry.ordinal, None)
             if own is None and entry.layout.factored:
@@ -240,7 +243,7 @@ class Gefen(Optimizer):
             if layout is None:
                 layout = _layout_from_gradient(param, grad, group)
             if not state and layout.second_moment not in GRADIENT_RULES:
-                codebook = self._codebooks[group["first_moment_bits"]]
+                codebook = self._codebooks.of(param, group["first_moment_bits"])
                 state.update(create_state(param, layout, codebook, capturable=group["capturable"]))
             part = local(param)
             yield Entry(
@@ -262,8 +265,11 @@ class Gefen(Optimizer):
         self.skipped_steps = self.skipped_steps.to(found.device) + found
         return bool(found)
 
+    def _codebook(self, entry: Entry) -> SharedCodebook:
+        return self._codebooks.of(entry.owner, entry.layout.first_moment_bits)
+
     def _learned(self, entry: Entry) -> bool:
-        return self._codebooks[entry.layout.first_moment_bits].learned
+        return self._codebook(entry).learned
 
     def _update(self, entry: Entry, sums: SquareSums | None, scratch: Scratch) -> None:
         layout, dtype = entry.layout, working_dtype(entry.param)
@@ -277,7 +283,7 @@ class Gefen(Optimizer):
             return
         codes = None
         if layout.quantized:
-            codebook = self._codebooks[layout.first_moment_bits]
+            codebook = self._codebook(entry)
             codes = codebook.codes(entry.param.device, dtype, self._rule.stochastic)
         update_groups(entry, step, sums, codes, scratch, self._rule)
 

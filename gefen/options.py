@@ -1,6 +1,6 @@
 """Checks of what a user passes to the optimizer."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -41,7 +41,12 @@ def check_options(options: Mapping[str, Any]) -> None:
             continue
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{key} must be an integer of at least 1, not {value!r}.")
-    if options["skip_nonfinite"] and options["capturable"]:
+    check_together([options])
+
+
+def check_together(groups: Sequence[Mapping[str, Any]]) -> None:
+    """Raise ValueError when one group asks for what another one forbids."""
+    if any(g["skip_nonfinite"] for g in groups) and any(g["capturable"] for g in groups):
         raise ValueError(
             "skip_nonfinite=True reads a flag from the device in every step, which "
             "capturable=True forbids; choose one of them."

@@ -125,6 +125,12 @@ def wrap(param: Tensor, local: Tensor, shape: tuple[int, ...], *, follow: bool) 
     return DTensor(local, spec, requires_grad=False)
 
 
+def mesh_of(param: Tensor) -> Hashable:
+    """Return the mesh of a DTensor, None for a plain tensor."""
+    sharded = _dtensor(param)
+    return None if sharded is None else sharded.device_mesh
+
+
 def placement_of(param: Tensor) -> Hashable:
     """Return what parameters have in common that are cut over the same mesh in the same way."""
     sharded = _dtensor(param)

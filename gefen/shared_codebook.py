@@ -1,6 +1,6 @@
 """The codebooks of an optimizer: learned once, one storage for all parameters of a device."""
 
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Hashable, Iterable, Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -8,7 +8,20 @@ from torch import Tensor
 
 from gefen.codebook import optimal_levels
 from gefen.codes import Codes, is_learned, padded_codebook
-from gefen.sharding import local, wrap
+from gefen.sharding import local, mesh_of, wrap
+
+_FLOOR = 100  # one value in so many is spread evenly
+
+
+def with_floor(histogram: Tensor) -> Tensor:
+    """Return a histogram (int64) to which one value in a hundred was added, spread evenly.
+
+    A gradient of rank one (a batch of one, say) falls into two bins; later ones need levels
+    between. Small histograms are scaled up, so that a whole number a bin is never more than that.
+    """
+    least = _FLOOR * histogram.numel()
+    scaled = histogram * -(-least // int(histogram.sum()))
+    return scaled + scaled.sum() // least
 
 
 class SharedCodebook:
@@ -43,7 +56,9 @@ class SharedCodebook:
     def learn(self, histogram: Tensor) -> None:
         """Fill the codebook from a CPU histogram (int64, BINS), unless that is empty."""
         if histogram.any():
-            codebook = padded_codebook(optimal_levels(histogram.numpy(), self.count), self.count)
+            codebook = padded_codebook(
+                optimal_levels(with_floor(histogram).numpy(), self.count), self.count
+            )
             for storage in self._storages.values():
                 storage.copy_(codebook)
             self.learned = True
@@ -58,10 +73,14 @@ class SharedCodebook:
 
 
 class Codebooks:
-    """One codebook for each number of bits that the parameter groups ask for."""
+    """One codebook for each number of bits and each mesh of DTensor parameters.
+
+    Ranks that share a mesh learn from the same histogram, so they agree on its codebook, whatever
+    plain parameters or other meshes each of them holds beside it.
+    """
 
     def __init__(self) -> None:
-        self._by_bits: dict[int, SharedCodebook] = {}
+        self._by_key: dict[tuple[int, Hashable], SharedCodebook] = {}
 
     @classmethod
     def from_states(
@@ -71,9 +90,14 @@ class Codebooks:
         codebooks = cls()
         for owner, group, state in states:
             if "codebook" in state:
-                codebooks[group["first_moment_bits"]].adopt(owner, state)
+                codebooks.of(owner, group["first_moment_bits"]).adopt(owner, state)
         return codebooks
 
-    def __getitem__(self, bits: int) -> SharedCodebook:
-        """Return the codebook of 2^bits levels."""
-        return self._by_bits.setdefault(bits, SharedCodebook(1 << bits))
+    def of(self, owner: Tensor, bits: int) -> SharedCodebook:
+        """Return the codebook of 2^bits levels for a parameter, as the user knows it."""
+        return self._by_key.setdefault(codebook_key(owner, bits), SharedCodebook(1 << bits))
+
+
+def codebook_key(owner: Tensor, bits: int) -> tuple[int, Hashable]:
+    """Return what parameters have in common that share a codebook."""
+    return bits, mesh_of(owner)

@@ -1,6 +1,6 @@
 """The state of a parameter: its creation, and the checks of a saved one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from gefen.codes import is_learned
 from gefen.layout import Field, Layout, flat_layout, shape_layout
 from gefen.sharding import is_placed, is_sharded, local, wrap
-from gefen.shared_codebook import SharedCodebook
+from gefen.shared_codebook import SharedCodebook, codebook_key
 
 CONFIGURATION = (
     "first_moment_bits",
@@ -73,10 +73,15 @@ def prepare_state(
     saved_groups = state_dict["param_groups"]
     _check_groups(groups, saved_groups)
     saved_ids = chain.from_iterable(group["params"] for group in saved_groups)
-    own = ((param, group) for group in groups for param in group["params"])
+    # The base class takes the saved group over, `capturable` with it.
+    own = (
+        (param, {**group, "capturable": saved.get("capturable", group["capturable"])})
+        for group, saved in zip(groups, saved_groups, strict=True)
+        for param in group["params"]
+    )
     owners = dict(zip(saved_ids, own, strict=True))
     prepared: dict[Any, Any] = {}
-    codebooks: dict[int, Tensor] = {}
+    codebooks: dict[Hashable, Tensor] = {}
     for key, entry in state_dict["state"].items():
         if key not in owners:
             prepared[key] = entry
@@ -89,9 +94,9 @@ def prepare_state(
             raise ValueError(f"The state_dict has no second moment for parameter {key}.")
         _check_entry(key, param, entry, layout)
         if "index" in entry:
-            bits = group["first_moment_bits"]
-            _check_codebook(key, entry, codebooks.get(bits))
-            codebooks[bits] = entry["codebook"]
+            kind = codebook_key(param, group["first_moment_bits"])
+            _check_codebook(key, entry, codebooks.get(kind))
+            codebooks[kind] = entry["codebook"]
         prepared[param] = {
             name: _place(name, value, param, group["capturable"]) for name, value in entry.items()
         }

@@ -5,8 +5,6 @@ does not grow with the model. Maths is float32, or float64 for float64 parameter
 not an index is float32.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -15,7 +13,7 @@ from gefen.codes import Codes
 from gefen.updates.entry import Entry
 from gefen.updates.first_moment import draw, read_codes, write_codes
 from gefen.updates.rule import Number, Rule, Step, working_dtype
-from gefen.updates.scratch import Scratch, as_blocks, store_blocks
+from gefen.updates.scratch import Buffers, Scratch, as_blocks, store_blocks
 from gefen.updates.second_moment import SecondMoment, advance, advance_square
 from gefen.updates.square_sums import SquareSums
 
@@ -55,8 +53,9 @@ def update_groups(
     """One step of a parameter with groups; `codes` is None where m is not quantised.
 
     v <- beta2 v + (1 - beta2) statistics of g^2; m <- beta1 m + (1 - beta1) g, read from the
-    codes; param <- param (1 - lr wd) - lr m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps);
-    then m is stored. `sums` are those of a factored second moment.
+    codes; param <- param (1 - lr wd) - lr m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps), of
+    which no element exceeds lr in the factored form; then m is stored. `sums` are those of a
+    factored second moment.
     """
     second = advance(entry, sums, step, scratch, rule)
     if codes is None:
@@ -68,8 +67,7 @@ def update_groups(
 def apply_without_codebook(entry: Entry) -> None:
     """Weight decay alone, but a non-finite gradient element makes its parameter element NaN.
 
-    For parameters that wait for the codebook: their gradient is zero, or not finite wherever a
-    group of it is not zero.
+    For parameters that wait for the codebook: no group of their gradient is finite and not zero.
     """
     if entry.group["weight_decay"]:
         lr = entry.group["lr"]
@@ -82,6 +80,7 @@ def _update_with_floats(
     entry: Entry, step: Step, second: SecondMoment, scratch: Scratch, rule: Rule
 ) -> None:
     geometry, dtype = entry.geometry, working_dtype(entry.param)
+    cap = rule.cap if entry.layout.factored else None
     param, grad = geometry.in_order(entry.param), geometry.in_order(entry.grad)
     plan = tensor_chunks((param, grad), geometry, scratch.elements, join_experts=False)
     pieces = [slabs(t, geometry, plan) for t in (param, grad, entry.state["exp_avg"])]
@@ -91,7 +90,7 @@ def _update_with_floats(
         moment = as_blocks(stored, buffers.moment)
         moment.lerp_(gradient, step.first_weight)
         value = as_blocks(target, buffers.value)
-        _move(value, moment, second.denominators(chunk, gradient, buffers), step, rule)
+        _move(value, moment, second.denominators(chunk, gradient, buffers), step, cap, buffers)
         store_blocks(target, value)
         store_blocks(stored, moment)
     _put_back(param, entry.param)
@@ -106,6 +105,7 @@ def _update_with_codes(
     rule: Rule,
 ) -> None:
     geometry, dtype, state = entry.geometry, working_dtype(entry.param), entry.state
+    cap = rule.cap if entry.layout.factored else None
     param, grad = geometry.in_order(entry.param), geometry.in_order(entry.grad)
     # Chunks of one expert: they share their columns' factors.
     plan = tensor_chunks((param, grad), geometry, scratch.elements, join_experts=False)
@@ -123,7 +123,7 @@ def _update_with_codes(
         moment = read_codes(index, scale, second.old_factor(chunk), codes, buffers)
         moment.lerp_(gradient, step.first_weight)
         value = as_blocks(target, buffers.value)
-        _move(value, moment, second.denominators(chunk, gradient, buffers), step, rule)
+        _move(value, moment, second.denominators(chunk, gradient, buffers), step, cap, buffers)
         store_blocks(target, value)
         if codes.stochastic:
             draw(geometry, chunk, entry.shard_start, step, buffers)
@@ -133,15 +133,26 @@ def _update_with_codes(
     _put_back(param, entry.param)
 
 
-def _move(value: Tensor, moment: Tensor, denominator: Tensor, step: Step, rule: Rule) -> None:
+def _move(
+    value: Tensor,
+    moment: Tensor,
+    denominator: Tensor,
+    step: Step,
+    cap: float | None,
+    buffers: Buffers,
+) -> None:
     """Weight decay and the step, in place; the moment stays as it is."""
     if step.decay is not None:
         value.mul_(step.decay)
-    if rule.cap is not None:
-        bound = rule.cap * float(step.lr) / float(step.size) if step.lr else math.inf
-        moment = (moment / denominator).clamp_(-bound, bound)
-        denominator = torch.ones_like(denominator)
-    _descend(value, moment, denominator, step.size)
+    if cap is None:
+        _descend(value, moment, denominator, step.size)
+        return
+    update = torch.div(moment, denominator, out=buffers.denominator)
+    bound = cap * step.first_correction
+    if isinstance(bound, Tensor):
+        value.sub_(update.clamp_(-bound, bound).mul_(step.size))
+    else:
+        value.add_(update.clamp_(-bound, bound), alpha=-float(step.size))
 
 
 def _descend(value: Tensor, moment: Tensor, denominator: Tensor, size: Number) -> None:

@@ -19,13 +19,14 @@ class Rule:
 
     `stochastic`: round the first moment to either neighbour with the probability that leaves its
     mean unchanged, else to the nearest. `relative`: divide it by the square root of its column's
-    second moment before it is quantised (factored form only). `cap`: bound of an element's update
-    in units of the learning rate, None for no bound.
+    second moment before it is quantised. `cap`: bound of an element's step in units of the
+    learning rate, None for no bound; AdamW's own steps hardly exceed 1. The last two concern the
+    factored form alone, whose product of factors can be far below the square of an element.
     """
 
     stochastic: bool = True
     relative: bool = True
-    cap: float | None = None
+    cap: float | None = 1.0
 
 
 @dataclass(frozen=True)
@@ -33,14 +34,14 @@ class Step:
     """The numbers of one step of one parameter.
 
     `decay` multiplies the parameter (decoupled weight decay, None for none); `size` is the
-    learning rate over the first moment's bias correction; `correction` the square root of the
-    second moment's. `key` is what the random bits of the step are drawn from. With
-    `capturable=True` these are one-element tensors on the parameter's device.
+    learning rate over `first_correction`, the first moment's bias correction; `correction` the
+    square root of the second moment's. `key` is what the random bits of the step are drawn from.
+    With `capturable=True` these are one-element tensors on the parameter's device.
     """
 
-    lr: Number
     decay: Number | None
     size: Number
+    first_correction: Number
     correction: Number
     first_weight: Number
     second_weight: Number
@@ -58,23 +59,26 @@ class Step:
         """
         lr, betas, decay = group["lr"], group["betas"], group["weight_decay"]
         size: Number
+        first_correction: Number
         correction: Number
         key: int | Tensor
         if group["capturable"]:
             lr, *betas = (_like(value, number.device, dtype) for value in (lr, *betas))
-            size = lr / (1 - betas[0] ** number)
+            first_correction = 1 - betas[0] ** number
+            size = lr / first_correction
             correction = (1 - betas[1] ** number).sqrt()
             bits = number.to(torch.int32).reshape(1).add(signed(parameter_key(ordinal)))
             key = mix(bits, torch.empty_like(bits))
         else:
             lr, betas, count = float(lr), (float(betas[0]), float(betas[1])), int(number)
-            size = lr / (1 - betas[0] ** count)
+            first_correction = 1 - betas[0] ** count
+            size = lr / first_correction
             correction = math.sqrt(1 - betas[1] ** count)
             key = mix_integer(count + parameter_key(ordinal))
         return cls(
-            lr=lr,
             decay=1 - lr * decay if decay else None,
             size=size,
+            first_correction=first_correction,
             correction=correction,
             first_weight=1 - betas[0],
             second_weight=1 - betas[1],

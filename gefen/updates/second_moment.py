@@ -61,7 +61,7 @@ class FactoredMoment(SecondMoment):
         self._old = columns.sqrt() if relative else None
         _lerp(rows, (sums.rows / self.geometry.columns).view(rows.shape), step.second_weight)
         _lerp(columns, sums.columns / self.geometry.matrix_rows, step.second_weight)
-        mean = columns.double().mean(1, keepdim=True).to(rows.dtype)
+        mean = columns.mean(1, keepdim=True, dtype=sums.columns.dtype).to(rows.dtype)
         # A matrix without any gradient so far has zero rows, a zero mean and no update.
         mean = torch.where(mean == 0, 1, mean)
         # Roots before the product, which could leave float32's range.
@@ -160,6 +160,8 @@ def _lerp(stored: Tensor, values: Tensor, weight: Number) -> None:
     """stored <- stored + weight (values - stored), in the dtype of the values."""
     if isinstance(weight, Tensor):
         weight = weight.to(values.dtype)
+    # Squares of finite gradients can exceed float32; infinity would make 0 * inf of it later.
+    values = values.clamp(max=torch.finfo(torch.float32).max)
     stored.copy_(stored.to(values.dtype, copy=True).lerp_(values, weight))
 
 

@@ -35,6 +35,8 @@ def square_sums(grad: Tensor, geometry: Geometry, scratch: Scratch) -> SquareSum
         buffers = scratch.buffers((chunk.rows, chunk.groups, geometry.group_length), work)
         gradient = as_blocks(piece, buffers.gradient)
         squares = torch.mul(gradient, gradient, out=buffers.moment).view(chunk.rows, -1)
+        # What is not finite reaches its own group through the first moment and nothing further.
+        squares.nan_to_num_(nan=0.0)
         rows[chunk.row_start : chunk.row_stop] += squares.sum(1, dtype=dtype)
         covered = chunk.columns(geometry)
         width = covered.stop - covered.start

@@ -8,6 +8,7 @@ from torch import Tensor
 from gefen.chunks import slabs, tensor_chunks
 from gefen.codebook import BINS, block_histogram
 from gefen.sharding import is_sharded, placement_of, sum_over_shards
+from gefen.shared_codebook import codebook_key
 from gefen.updates.entry import Entry
 from gefen.updates.rule import Rule, working_dtype
 from gefen.updates.scratch import Scratch, as_blocks
@@ -31,9 +32,21 @@ def any_nonfinite(entries: Sequence[Entry]) -> Tensor:
     flags = [~largest_magnitude(entry.grad).isfinite() for entry in entries]
     found = torch.stack([flag.to(flags[0].device) for flag in flags]).any().to(torch.int64)
     owners = {placement_of(entry.owner): entry.owner for entry in entries}
-    for owner in owners.values():
-        sum_over_shards([(owner, found)])
-    return found.clamp_max_(1)
+    # Over several meshes the news travels one mesh further in each round.
+    for _ in owners:
+        for owner in owners.values():
+            sum_over_shards([(owner, found)])
+        found.clamp_max_(1)
+    return found
+
+
+def by_codebook(entries: Sequence[Entry]) -> list[list[Entry]]:
+    """Return the entries in lists that share a codebook, in the order of their first entry."""
+    shared: dict[Hashable, list[Entry]] = {}
+    for entry in entries:
+        key = codebook_key(entry.owner, entry.layout.first_moment_bits)
+        shared.setdefault(key, []).append(entry)
+    return list(shared.values())
 
 
 def sums_needed_together(
@@ -65,7 +78,8 @@ def total_histogram(
 ) -> Tensor:
     """Return the histogram (int64, CPU) of all groups of these gradients, of all shards.
 
-    One all-reduce for each mesh of DTensor parameters; plain tensors take no part in any.
+    The entries share a codebook, and so a mesh: one all-reduce for each way of placing parameters
+    on it, none for plain ones.
     """
     totals: dict[Hashable, tuple[Tensor, Tensor]] = {}
     for entry in entries:

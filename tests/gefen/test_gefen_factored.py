@@ -22,7 +22,7 @@ def matrices(array: NDArray[Any]) -> NDArray[Any]:
     """(experts, rows, columns) by the definition."""
     if array.ndim == 2:
         return array[None]
-    if array.ndim == 3 and array.shape[2] >= 16:
+    if array.ndim == 3 and min(array.shape[1:]) >= 16:
         return array
     return array.reshape(1, array.shape[0], -1)
 
@@ -71,7 +71,8 @@ class Oracle:
         second = second / self.columns.mean(1)[:, None, None] / (1 - BETA2**number)
         self.moment = BETA1 * self.moment + (1 - BETA1) * g
         self.param *= 1 - LR * DECAY
-        self.param -= LR * self.moment / (1 - BETA1**number) / (np.sqrt(second) + EPS)
+        update = self.moment / (1 - BETA1**number) / (np.sqrt(second) + EPS)
+        self.param -= LR * np.clip(update, -1, 1)
         factor = np.sqrt(self.columns)[:, None, :]
         relative = np.divide(self.moment, factor, out=np.zeros_like(factor * g), where=factor > 0)
         for group in self.groups:
@@ -98,7 +99,7 @@ def zero_state(param: Tensor, state: dict[str, Tensor]) -> dict[str, Tensor]:
 @given(
     shape=st.one_of(
         st.tuples(st.integers(1, 6), st.integers(16, 70)),
-        st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(16, 40)),
+        st.tuples(st.integers(1, 3), st.integers(1, 18), st.integers(16, 40)),
         st.tuples(st.integers(1, 3), st.integers(2, 4), st.integers(3, 4), st.integers(3, 4)),
     ),
     dtype=st.sampled_from([torch.bfloat16, torch.float32, torch.float64]),
@@ -206,7 +207,8 @@ def test_codebook_from_the_definition() -> None:
         part = relative[:, group]
         part = part / np.abs(part).max(1, keepdims=True)
         histogram += np.histogram(part, BINS, (-1, 1))[0]
-    expected = optimal_levels(histogram)
+    # One value in a hundred is spread evenly, so that no first gradient leaves too few levels.
+    expected = optimal_levels(histogram * 4096 * 100 + histogram.sum() * 1)
     np.testing.assert_allclose(np.unique(codebook), expected, atol=1e-6)
     params[1].grad = second  # learned once, kept for a parameter that comes later
     optimizer.step()
