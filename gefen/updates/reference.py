@@ -149,10 +149,11 @@ def _move(
         return
     update = torch.div(moment, denominator, out=buffers.denominator)
     bound = cap * step.first_correction
+    # The second term is zero, or NaN where the moment is not finite: a bound must not hide that.
     if isinstance(bound, Tensor):
-        value.sub_(update.clamp_(-bound, bound).mul_(step.size))
+        value.sub_(update.clamp_(-bound, bound).add_(moment, alpha=0).mul_(step.size))
     else:
-        value.add_(update.clamp_(-bound, bound), alpha=-float(step.size))
+        value.add_(update.clamp_(-bound, bound).add_(moment, alpha=0), alpha=-float(step.size))
 
 
 def _descend(value: Tensor, moment: Tensor, denominator: Tensor, size: Number) -> None:

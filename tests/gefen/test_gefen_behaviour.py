@@ -68,7 +68,7 @@ def test_zero_gradients_before_the_codebook() -> None:
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("learned", [False, True])
 def test_non_finite_gradients_reach_the_parameter(bad: float, learned: bool) -> None:
-    """And stay in their row, in the block form; a factored second moment couples all rows."""
+    """And stay in their group of elements."""
     param = torch.ones(70, 70, requires_grad=True)
     build = learned_optimizer if learned else lambda p, **options: Gefen([p], **options)
     optimizer = build(param, second_moment="block")
@@ -76,13 +76,13 @@ def test_non_finite_gradients_reach_the_parameter(bad: float, learned: bool) -> 
     param.grad = torch.zeros(70, 70)
     param.grad[3, 5] = bad
     optimizer.step()
-    assert param[3, 5].isnan()
+    assert not param[3, 5].isfinite()
     assert param[torch.arange(70) != 3].isfinite().all()
     if codebook is not None:
         assert torch.equal(optimizer.state[param]["codebook"], codebook)
     param.grad = torch.randn(70, 70)
     optimizer.step()
-    assert param[3, 5].isnan()
+    assert not param[3, 5].isfinite()
     assert optimizer.state[param]["codebook"].isfinite().all()
     assert optimizer.state[param]["codebook"][0] == -1
 

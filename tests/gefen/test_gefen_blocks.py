@@ -29,6 +29,7 @@ shapes = st.one_of(
         ((1, 4099), 3, 1367, (1, 3)),
         ((512, 4, 4), 1, 16, (512, 1)),
         ((512, 24, 3), 1, 72, (512, 1)),
+        ((512, 1, 31), 1, 31, (512, 1)),  # depthwise: an index of dimension 0 is a row
         ((8, 64, 128), 1, 128, (8, 64, 1)),
         ((64, 32, 3, 3), 1, 288, (64, 1)),
     ],
@@ -166,7 +167,7 @@ def test_closed_form_of_known_shapes() -> None:
     assert closed_form(shapes, **block) == 5000 + 8 * 50 + rest + 1024
     assert closed_form(shapes, 32, **block) == 4 * 5000 + 4 * 50 + rest
     assert closed_form([(50, 100)], block_size=30, **block) == 5000 + 8 * 50 * 4 + 4 + 1024
-    assert closed_form([(8, 10, 61)], 4) == 8 * 10 * 31 + 4 * (80 + 80 + 8 * 61) + 4 + 64
+    assert closed_form([(8, 20, 61)], 4) == 8 * 20 * 31 + 4 * (160 + 160 + 8 * 61) + 4 + 64
     assert closed_form([(7,), ()]) == 8 * 7 + 8 + 2 * 4
     with pytest.raises(ValueError, match="depends on the gradients"):
         closed_form(shapes, second_moment="peak")

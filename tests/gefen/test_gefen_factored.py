@@ -209,7 +209,7 @@ def test_codebook_from_the_definition() -> None:
         histogram += np.histogram(part, BINS, (-1, 1))[0]
     # One value in a hundred is spread evenly, so that no first gradient leaves too few levels.
     expected = optimal_levels(histogram * 4096 * 100 + histogram.sum() * 1)
-    np.testing.assert_allclose(np.unique(codebook), expected, atol=1e-6)
+    np.testing.assert_allclose(np.unique(codebook), expected, atol=3e-5)
     params[1].grad = second  # learned once, kept for a parameter that comes later
     optimizer.step()
     assert (optimizer.state[params[1]]["codebook"].double().numpy() == codebook).all()

@@ -26,7 +26,8 @@ Array = NDArray[np.float64]
 
 def rows_of(array: NDArray[Any]) -> NDArray[Any]:
     """Rows by the definition: the last dimension; convolutions one row per output channel."""
-    columns = array.shape[-1] if array.ndim <= 3 else math.prod(array.shape[1:])
+    stacked = array.ndim == 3 and min(array.shape[1:]) >= 16
+    columns = array.shape[-1] if array.ndim == 2 or stacked else math.prod(array.shape[1:])
     return array.reshape(-1, columns)
 
 
@@ -119,7 +120,8 @@ def codebook_of(grad: Tensor, block_size: int) -> Array:
         largest = np.abs(row[part]).max()
         if largest > 0:
             histogram += np.histogram(row[part] / largest, BINS, (-1, 1))[0]
-    return optimal_levels(histogram).astype(np.float64)
+    # One value in a hundred is spread evenly.
+    return optimal_levels(histogram * BINS * 100 + histogram.sum()).astype(np.float64)
 
 
 def check_follow(param: Tensor, block_size: int, grads: list[Tensor]) -> None:
@@ -155,7 +157,7 @@ def check_follow(param: Tensor, block_size: int, grads: list[Tensor]) -> None:
 @given(
     shape=st.one_of(
         st.tuples(st.integers(1, 6), st.integers(16, 70)),
-        st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(16, 40)),
+        st.tuples(st.integers(1, 3), st.integers(1, 18), st.integers(16, 40)),
         st.tuples(st.integers(1, 3), st.integers(2, 4), st.integers(3, 4), st.integers(3, 4)),
     ),
     dtype=st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]),
@@ -198,7 +200,7 @@ def test_codebook_from_the_definition() -> None:
     codebook = optimizer.state[params[0]]["codebook"].double().numpy()
     expected = codebook_of(first, 30)
     assert len(np.unique(codebook)) == len(expected)
-    np.testing.assert_allclose(codebook[: len(expected)], expected, atol=1e-6)
+    np.testing.assert_allclose(codebook[: len(expected)], expected, atol=3e-5)
     params[1].grad = second  # learned once, kept for a parameter that comes later
     optimizer.step()
     assert (optimizer.state[params[1]]["codebook"].double().numpy() == codebook).all()

@@ -119,14 +119,14 @@ def test_odd_shapes_step_beside_ordinary_ones(build: Build, options: dict[str, A
 def test_stacked_experts_step_as_separate_matrices(form: str) -> None:
     """Experts share nothing but a tensor (first moment in float32, so no rounding differs)."""
     options: dict[str, Any] = {"second_moment": form, "first_moment_bits": 32}
-    start = values((3, 6, 20), 1)
+    start = values((3, 16, 20), 1)
     stacked = start.clone().requires_grad_()
     single = [expert.clone().requires_grad_() for expert in start]
     together = Gefen([stacked], min_quantized_size=1, **options)
     apart = Gefen(single, min_quantized_size=1, **options)
     for step in range(5):
         # Experts whose gradients differ in size by orders of magnitude.
-        grad = values((3, 6, 20), step) * torch.tensor([1.0, 1e-4, 1e3]).view(3, 1, 1)
+        grad = values((3, 16, 20), step) * torch.tensor([1.0, 1e-4, 1e3]).view(3, 1, 1)
         stacked.grad = grad
         for param, part in zip(single, grad, strict=True):
             param.grad = part.clone()
