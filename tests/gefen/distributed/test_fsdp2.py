@@ -42,7 +42,19 @@ def test_equal_gradients_give_what_one_process_gets(found: Results, config: str)
         assert_same(result["same"][f"fsdp {config}"], alone)
 
 
-@pytest.mark.parametrize("model", ["partly sharded", "replicated", "replicas of one"])
+def test_a_partly_sharded_model_learns_a_codebook_for_each_kind(found: Results) -> None:
+    """Plain parameters have their own, so that every rank of a mesh agrees on the mesh's."""
+    ranks = [result["same"]["partly sharded"] for result in found]
+    assert_same(ranks[0], ranks[1])
+    alone = found[0]["same"]["alone factored 4"]
+    books = {tuple(s["codebook"].tolist()) for s in ranks[0]["state"].values() if "codebook" in s}
+    assert len(books) == 2
+    for name, param in alone["parameters"].items():
+        # Other levels and so other draws; the steps stay the same but for rounding.
+        torch.testing.assert_close(ranks[0]["parameters"][name], param, rtol=0, atol=LR)
+
+
+@pytest.mark.parametrize("model", ["replicated", "replicas of one"])
 def test_other_meshes_give_what_one_process_gets(found: Results, model: str) -> None:
     for result in found:
         assert_same(result["same"][model], found[0]["same"]["alone factored 4"])
