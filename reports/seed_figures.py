@@ -45,7 +45,7 @@ def paired_difference(
             finish_difference(axis, margin, spread)
             axis.set_title(condition(group, *PANEL), loc="left")
         name = looks_label(looks, baseline)
-        heading(figure, f"Loss minus {name}'s at the same step, paired by seed (below 0: better)")
+        heading(figure, f"Loss minus {name}'s, paired by seed (below 0: better)")
         note(figure, failures(runs[runs["task"] == "pretrain"], looks))
     return figure
 
