@@ -5,8 +5,8 @@ Each undoes or adds one part of the update rule, so that a study can say what th
 - `rounding`: `stochastic` (Gefen's own) or `nearest` code;
 - `relative`: true (Gefen's own) quantises the first moment divided by the square root of its
   column factor, where the second moment is factored; false quantises it as it is;
-- `cap`: null (Gefen's own), or the largest magnitude of an element's update, in units of the
-  learning rate.
+- `cap`: 1.0 (Gefen's own), another largest magnitude of an element's update, in units of the
+  learning rate, or null for none; factored form only.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ _ROUNDINGS = ("stochastic", "nearest")
 _SWITCHES = frozenset({"rounding", "relative", "cap"})
 
 
-def ablated(rounding: str = "stochastic", relative: bool = True, cap: float | None = None) -> Any:
+def ablated(rounding: str = "stochastic", relative: bool = True, cap: float | None = 1.0) -> Any:
     """The class `Gefen` with another update rule.
 
     Raises ValueError in one sentence for a switch with a value that it does not have.
