@@ -26,7 +26,8 @@ test: .venv/installed-dev ## Lint, types, import rules and the whole test suite
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
-	@$(BIN)/pytest
+	@OMP_NUM_THREADS=1 $(BIN)/pytest tests/gefen -n 2
+	@$(BIN)/pytest tests/harness tests/reports
 
 # pip works on the installed torch alone: other installers would fetch gigabytes of CUDA packages.
 .venv/installed: pyproject.toml constraints.txt
