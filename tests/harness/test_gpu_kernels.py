@@ -73,7 +73,12 @@ def compare_state(name: str, want: torch.Tensor, got: torch.Tensor) -> None:
 
 
 def test_equals_adamw_in_float64_without_blocks_and_quantisation(device: str) -> None:
-    options = {"first_moment_bits": 32, "block_size": 1, "min_quantized_size": 1}
+    options = {
+        "first_moment_bits": 32,
+        "block_size": 1,
+        "second_moment": "block",
+        "min_quantized_size": 1,
+    }
     found, _ = run(device, torch.float32, **options)
     reference = [torch.nn.Parameter(t.double()) for t in random_tensors(0, torch.float32)]
     adamw = torch.optim.AdamW(reference, lr=LR, weight_decay=0.1)
