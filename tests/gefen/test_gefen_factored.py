@@ -1,7 +1,6 @@
 """The factored form with stochastic rounding against its formulas, in float64."""
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,26 +11,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gefen import Gefen
-from gefen.codebook import BINS, optimal_levels
 
-LR, BETA1, BETA2, EPS, DECAY = 0.01, 0.9, 0.99, 1e-8, 0.1
-Array = NDArray[np.float64]
-
-
-def matrices(array: NDArray[Any]) -> NDArray[Any]:
-    """(experts, rows, columns) by the definition."""
-    if array.ndim == 2:
-        return array[None]
-    if array.ndim == 3 and min(array.shape[1:]) >= 16:
-        return array
-    return array.reshape(1, array.shape[0], -1)
-
-
-def group_slices(columns: int, group_size: int, bits: int) -> list[slice]:
-    length = math.ceil(columns / math.ceil(columns / group_size))
-    if bits == 4 and length < columns:
-        length += length % 2
-    return [slice(a, min(a + length, columns)) for a in range(0, columns, length)]
+from .definitions import (
+    BETA1,
+    BETA2,
+    DECAY,
+    EPS,
+    LR,
+    SHAPES,
+    Array,
+    equal_slices,
+    gradients,
+    levels_from,
+    matrices,
+)
 
 
 def unpacked(index: Array, shape: tuple[int, ...], bits: int) -> NDArray[np.int64]:
@@ -82,13 +75,6 @@ class Oracle:
         return relative
 
 
-def gradients(shape: tuple[int, ...], steps: int, seed: int) -> list[Tensor]:
-    """Columns of different sizes, some without any gradient."""
-    rng = np.random.default_rng(seed)
-    sizes = 10.0 ** rng.integers(-4, 1, size=shape[-1]) * (rng.random(shape[-1]) > 0.1)
-    return [torch.from_numpy(rng.normal(size=shape) * sizes) for _ in range(steps)]
-
-
 def zero_state(param: Tensor, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The state before the first step, with the codebook that the first step learned."""
     zeros = {name: torch.zeros_like(value) for name, value in state.items()}
@@ -97,11 +83,7 @@ def zero_state(param: Tensor, state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @settings(max_examples=40, deadline=None)
 @given(
-    shape=st.one_of(
-        st.tuples(st.integers(1, 6), st.integers(16, 70)),
-        st.tuples(st.integers(1, 3), st.integers(1, 18), st.integers(16, 40)),
-        st.tuples(st.integers(1, 3), st.integers(2, 4), st.integers(3, 4), st.integers(3, 4)),
-    ),
+    shape=SHAPES,
     dtype=st.sampled_from([torch.bfloat16, torch.float32, torch.float64]),
     bits=st.sampled_from([4, 8]),
     group_size=st.integers(2, 50),
@@ -124,7 +106,7 @@ def test_one_step_at_a_time(
         min_quantized_size=1,
     )
     columns = matrices(param.detach().double().numpy()).shape[2]
-    groups = group_slices(columns, group_size, bits)
+    groups = equal_slices(columns, group_size, even=bits == 4)
     previous: dict[str, Tensor] = {}
     for number, grad in enumerate(gradients(shape, 4, seed), start=1):
         param.grad = grad.to(dtype)
@@ -180,7 +162,7 @@ def test_rounding_is_unbiased(bits: int) -> None:
     optimizer = Gefen([param], lr=0.0, first_moment_bits=bits, second_moment="factored")
     optimizer.step()
     state = optimizer.state[param]
-    groups = group_slices(1000, 64 if bits == 4 else 2048, bits)
+    groups = equal_slices(1000, 64 if bits == 4 else 2048, even=bits == 4)
     oracle = Oracle(param, {**state}, groups, bits)
     wanted = 0.1 * matrices(param.grad.double().numpy())
     # Of the state after the step: the factor it was divided by is the one stored.
@@ -202,13 +184,7 @@ def test_codebook_from_the_definition() -> None:
     grad = first.numpy()
     factor = np.sqrt((grad**2).mean(0))
     relative = np.divide(grad, factor, out=np.zeros_like(grad), where=factor > 0)
-    histogram = np.zeros(BINS, dtype=np.int64)
-    for group in group_slices(70, 30, 8):
-        part = relative[:, group]
-        part = part / np.abs(part).max(1, keepdims=True)
-        histogram += np.histogram(part, BINS, (-1, 1))[0]
-    # One value in a hundred is spread evenly, so that no first gradient leaves too few levels.
-    expected = optimal_levels(histogram * 4096 * 100 + histogram.sum() * 1)
+    expected = levels_from(relative, equal_slices(70, 30))
     np.testing.assert_allclose(np.unique(codebook), expected, atol=3e-5)
     params[1].grad = second  # learned once, kept for a parameter that comes later
     optimizer.step()

@@ -17,24 +17,27 @@ from torch import Tensor
 
 import gefen.updates.scratch
 from gefen import Gefen
-from gefen.codebook import BINS, optimal_levels
 from gefen.updates.rule import Rule
 
-LR, BETA1, BETA2, EPS, DECAY = 0.01, 0.9, 0.99, 1e-8, 0.1
-Array = NDArray[np.float64]
+from .definitions import (
+    BETA1,
+    BETA2,
+    DECAY,
+    EPS,
+    LR,
+    SHAPES,
+    Array,
+    equal_slices,
+    gradients,
+    levels_from,
+    matrices,
+)
 
 
 def rows_of(array: NDArray[Any]) -> NDArray[Any]:
-    """Rows by the definition: the last dimension; convolutions one row per output channel."""
-    stacked = array.ndim == 3 and min(array.shape[1:]) >= 16
-    columns = array.shape[-1] if array.ndim == 2 or stacked else math.prod(array.shape[1:])
-    return array.reshape(-1, columns)
-
-
-def blocks_of(columns: int, block_size: int) -> list[slice]:
-    count = math.ceil(columns / block_size)
-    length = math.ceil(columns / count)
-    return [slice(b * length, min((b + 1) * length, columns)) for b in range(count)]
+    """All rows of a parameter, (rows, columns)."""
+    stack = matrices(array)
+    return stack.reshape(-1, stack.shape[2])
 
 
 class NearestGefen(Gefen):
@@ -48,7 +51,7 @@ class Oracle:
 
     def __init__(self, param: Tensor, codebook: Array, block_size: int) -> None:
         self.param = rows_of(param.detach().double().numpy().copy())
-        self.blocks = blocks_of(self.param.shape[1], block_size)
+        self.blocks = equal_slices(self.param.shape[1], block_size)
         self.codebook = codebook
         self.zero = int(np.flatnonzero(codebook == 0)[0])
         self.index = np.full(self.param.shape, self.zero)
@@ -92,13 +95,6 @@ class Oracle:
         self.second = state["second_moment"].double().numpy().reshape(self.second.shape).copy()
 
 
-def gradients(shape: tuple[int, ...], steps: int, seed: int) -> list[Tensor]:
-    """Columns of different sizes, some exactly zero."""
-    rng = np.random.default_rng(seed)
-    columns = 10.0 ** rng.integers(-4, 1, size=shape[-1]) * (rng.random(shape[-1]) > 0.1)
-    return [torch.from_numpy(rng.normal(size=shape) * columns) for _ in range(steps)]
-
-
 def optimizer_for(param: Tensor, block_size: int) -> Gefen:
     return NearestGefen(
         [param],
@@ -110,18 +106,6 @@ def optimizer_for(param: Tensor, block_size: int) -> Gefen:
         block_size=block_size,
         min_quantized_size=1,
     )
-
-
-def codebook_of(grad: Tensor, block_size: int) -> Array:
-    """Histogram and codebook from the definition, independent of chunks and padding."""
-    histogram = np.zeros(BINS, dtype=np.int64)
-    rows = rows_of(grad.double().numpy())
-    for row, part in itertools.product(rows, blocks_of(rows.shape[1], block_size)):
-        largest = np.abs(row[part]).max()
-        if largest > 0:
-            histogram += np.histogram(row[part] / largest, BINS, (-1, 1))[0]
-    # One value in a hundred is spread evenly.
-    return optimal_levels(histogram * BINS * 100 + histogram.sum()).astype(np.float64)
 
 
 def check_follow(param: Tensor, block_size: int, grads: list[Tensor]) -> None:
@@ -155,11 +139,7 @@ def check_follow(param: Tensor, block_size: int, grads: list[Tensor]) -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(
-    shape=st.one_of(
-        st.tuples(st.integers(1, 6), st.integers(16, 70)),
-        st.tuples(st.integers(1, 3), st.integers(1, 18), st.integers(16, 40)),
-        st.tuples(st.integers(1, 3), st.integers(2, 4), st.integers(3, 4), st.integers(3, 4)),
-    ),
+    shape=SHAPES,
     dtype=st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]),
     block_size=st.integers(2, 50),
     seed=st.integers(0, 10**6),
@@ -198,7 +178,7 @@ def test_codebook_from_the_definition() -> None:
     optimizer = Gefen(params, block_size=30, second_moment="block", min_quantized_size=1)
     optimizer.step()
     codebook = optimizer.state[params[0]]["codebook"].double().numpy()
-    expected = codebook_of(first, 30)
+    expected = levels_from(first.numpy(), equal_slices(70, 30))
     assert len(np.unique(codebook)) == len(expected)
     np.testing.assert_allclose(codebook[: len(expected)], expected, atol=3e-5)
     params[1].grad = second  # learned once, kept for a parameter that comes later
@@ -211,7 +191,8 @@ def test_many_steps_on_its_own() -> None:
     shape, block_size = (5, 100), 40
     grads = gradients(shape, 200, 11)
     param = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
-    oracle = Oracle(param, codebook_of(grads[0], block_size), block_size)
+    levels = levels_from(grads[0].numpy(), equal_slices(shape[1], block_size))
+    oracle = Oracle(param, levels, block_size)
     optimizer = optimizer_for(param, block_size)
     for grad in grads:
         param.grad = grad

@@ -10,23 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-Results = list[dict[str, Any]]
-CONFIGS = ("factored 8", "factored 4", "block 8")
+from .results import CONFIGS, Results, assert_same
 
 
 @pytest.fixture(scope="module")
 def found(launched: Callable[[str], Results]) -> Results:
     return launched("checkpoint_ranks.py")
-
-
-def assert_same(ours: dict[str, Any], expected: dict[str, Any]) -> None:
-    assert ours["parameters"].keys() == expected["parameters"].keys()
-    for name, param in expected["parameters"].items():
-        assert torch.equal(ours["parameters"][name], param), name
-        assert ours["state"][name].keys() == expected["state"][name].keys()
-        for key, value in expected["state"][name].items():
-            assert ours["state"][name][key].dtype == value.dtype, (name, key)
-            assert torch.equal(ours["state"][name][key], value), (name, key)
 
 
 def resumed_and_source(

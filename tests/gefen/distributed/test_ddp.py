@@ -1,12 +1,12 @@
 """DDP on two gloo ranks: the same parameters on both, and those of one process."""
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 
-Results = list[dict[str, Any]]
+from .results import Results
+
 LR = 1e-2
 
 

@@ -13,24 +13,14 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import Replicate, Shard
 
-Results = list[dict[str, Any]]
-CONFIGS = ("factored 8", "factored 4", "block 8")
+from .results import CONFIGS, Results, assert_same
+
 LR = 1e-2
 
 
 @pytest.fixture(scope="module")
 def found(launched: Callable[[str], Results]) -> Results:
     return launched("training_ranks.py")
-
-
-def assert_same(ours: dict[str, Any], expected: dict[str, Any]) -> None:
-    assert ours["parameters"].keys() == expected["parameters"].keys()
-    for name, param in expected["parameters"].items():
-        assert torch.equal(ours["parameters"][name], param), name
-        assert ours["state"][name].keys() == expected["state"][name].keys()
-        for key, value in expected["state"][name].items():
-            assert ours["state"][name][key].dtype == value.dtype, (name, key)
-            assert torch.equal(ours["state"][name][key], value), (name, key)
 
 
 @pytest.mark.parametrize("config", [*CONFIGS, "factored 8 bfloat16"])

@@ -17,7 +17,8 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from gefen import sharding
 
-Results = list[dict[str, Any]]
+from .results import Results
+
 Join = Callable[[int, int], None]
 
 PLAIN_USE = """

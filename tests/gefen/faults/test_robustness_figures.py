@@ -35,6 +35,7 @@ def test_the_command_writes_figures_and_page(
     monkeypatch.setattr(figures, "BETAS", figures.BETAS[-1:])
     monkeypatch.setattr(figures, "MODELS", ["Llama-3 8B"])
     arguments = ["--output", str(tmp_path), "--movement-steps", "40", "--drift-steps", "10"]
+    arguments += ["--parts", "movements", "drifts", "model_states"]
     main(arguments)
     first = {name: (tmp_path / name).read_bytes() for name in ("robustness.json", "robustness.md")}
     main(arguments)
