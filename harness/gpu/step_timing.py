@@ -1,170 +1,168 @@
-"""One process of part speed: interleaved optimizer steps on synthetic gradients.
+"""One process of the step benchmark: interleaved optimizer steps on synthetic gradients.
 
-Every candidate has its own copy of the parameters; all share one set of gradients. The
-candidates take turns, in an order that rotates from round to round, so that clock changes and
-neighbours on the machine fall on all of them. Run as
-`python -m harness.gpu.step_timing SETTINGS.json RESULT.json`.
+The candidates share their gradients and take turns, in an order that rotates from round to round,
+so that clock changes and neighbours on the machine fall on all of them. Each step starts with
+caches that hold nothing of its tensors, as after a backward pass. Run as
+`python -m harness.gpu.step_timing SETTINGS.json RESULT.json`; it prints its progress.
 """
 
-import copy
+import gc
 import json
-import math
 import sys
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from harness import store
-from harness.meters.memory import optimizer_state_bytes, tensors_bytes
-from harness.meters.timing import frozen_gc, summarize, synchronize
-from harness.schema import ModelConfig, OptimizerConfig, from_dict
+from harness.errors import UserError
+from harness.meters.memory import optimizer_state_bytes
+from harness.meters.timing import frozen_gc, summarize
+from harness.step_benchmark.arms import Arm, StepSettings, build_arms, build_code
+from harness.step_benchmark.clock import copy_bandwidth, eviction, timed
+from harness.step_benchmark.memory import transient
+from harness.step_benchmark.progress import Progress, printed, silent
 
-DTYPES = {"fp32": torch.float32, "bf16_pure": torch.bfloat16}
-
-
-@dataclass
-class StepSettings:
-    """What one process times; `candidates` maps a shown name to an optimizer group's values."""
-
-    model: dict[str, Any]
-    candidates: dict[str, dict[str, Any]]
-    precision: str = "fp32"
-    device: str = "cuda"
-    vocab_size: int = 50257
-    warmup_steps: int = 10
-    timed_rounds: int = 20
-    copy_bytes: int = 1 << 29
-    seed: int = 0
+__all__ = ["Arm", "StepSettings", "build_arms", "measure", "run_rounds"]
 
 
-@dataclass
-class Arm:
-    """One candidate with its own parameters, and the seconds of its steps."""
-
-    name: str
-    optimizer: torch.optim.Optimizer
-    parameters: list[torch.nn.Parameter]
-    warmup_seconds: list[float] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-
-
-def timed(device: torch.device, work: Callable[[], Any]) -> float:
-    """Seconds of `work`, started on an idle device: CUDA events, or the wall clock on CPU."""
-    synchronize(device)
-    if device.type != "cuda":
-        start = time.perf_counter()
-        work()
-        return time.perf_counter() - start
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    begin.record()
-    work()
-    end.record()
-    synchronize(device)
-    return float(begin.elapsed_time(end)) / 1000
-
-
-def copy_bandwidth(device: torch.device, size: int, rounds: int = 20) -> float:
-    """Bytes per second of copying a buffer of `size` bytes, read and written bytes both counted."""
-    source = torch.zeros(size, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    for _ in range(3):
-        target.copy_(source)
-    seconds = [timed(device, lambda: target.copy_(source)) for _ in range(rounds)]
-    return 2 * size / summarize(seconds)["median"]
-
-
-def build_arms(settings: StepSettings) -> list[Arm]:
-    """All candidates on copies of one model, with shared synthetic gradients."""
-    from harness.models import build_model
-    from harness.optimizers import build_optimizer
-
-    device = torch.device(settings.device)
-    config = from_dict(ModelConfig, settings.model)
-    model: torch.nn.Module = build_model(config, settings.vocab_size, settings.seed)
-    model.to(device=device, dtype=DTYPES[settings.precision])
-    generator = torch.Generator(device=device).manual_seed(settings.seed)
-    gradients = {
-        name: (1e-3 * torch.randn(p.shape, generator=generator, device=device)).to(p.dtype)
-        for name, p in model.named_parameters()
-    }
-    arms = []
-    for name, values in settings.candidates.items():
-        own = copy.deepcopy(model)
-        for key, parameter in own.named_parameters():
-            parameter.grad = gradients[key]
-        optimizer = build_optimizer(own, from_dict(OptimizerConfig, values))
-        arms.append(Arm(name, optimizer, list(own.parameters())))
-    return arms
-
-
-def run_rounds(arms: list[Arm], device: torch.device, warmup: int, rounds: int) -> None:
-    """Interleaved steps; the first `warmup` of each arm are kept apart."""
+def run_rounds(
+    arms: list[Arm],
+    device: torch.device,
+    warmup: int,
+    rounds: int,
+    evict: Callable[[], Any] = lambda: None,
+    progress: Progress = silent,
+) -> None:
+    """Interleaved steps, each after a call of `evict`; the first `warmup` are kept apart."""
     with frozen_gc():
         for number in range(warmup + rounds):
             shift = number % len(arms)
             for arm in arms[shift:] + arms[:shift]:
+                evict()
                 seconds = timed(device, arm.optimizer.step)
                 (arm.warmup_seconds if number < warmup else arm.seconds).append(seconds)
+                progress(arm.name)
 
 
-def bytes_moved(arm: Arm) -> int:
-    """Floor of one step: gradients read once, parameters and state read and written once."""
-    parameters = tensors_bytes(arm.parameters)
-    gradients = tensors_bytes(p.grad for p in arm.parameters if p.grad is not None)
-    return 2 * parameters + gradients + 2 * optimizer_state_bytes(arm.optimizer)
+def attempt(
+    names: Iterable[str], work: Callable[[str], Any], keep_going: bool
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The results of `work` by name, and the errors of names that failed if they may fail."""
+    results: dict[str, Any] = {}
+    failed: dict[str, str] = {}
+    for name in names:
+        try:
+            results[name] = work(name)
+        except Exception as error:
+            if not keep_going:
+                raise
+            lines = str(error).strip().splitlines() or ["no message"]
+            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+            failed[name] = kind + lines[0]
+    return results, failed
 
 
-def gradient_checksums(arm: Arm) -> list[float]:
-    """Sum of every gradient, in float64."""
-    return [float(p.grad.double().sum()) for p in arm.parameters if p.grad is not None]
+def working_arms(
+    settings: StepSettings, progress: Progress
+) -> tuple[list[Arm], dict[str, float], dict[str, str]]:
+    """Arms after their first step, the build seconds by name, and the errors of those left out."""
+    device = torch.device(settings.device)
+    load_torch_code()
+    built, failed = attempt(
+        settings.candidates, lambda name: build_code(settings, name), settings.keep_going
+    )
+    left = {name: settings.candidates[name] for name in built}
+    arms = {arm.name: arm for arm in build_arms(replace(settings, candidates=left))}
+
+    def first(name: str) -> None:
+        arms[name].first_step(device)
+        progress(name)
+
+    with frozen_gc():  # memory is measured after a collection, which is then quick
+        for name in list(arms):
+            _, errors = attempt([name], first, settings.keep_going)
+            if errors:  # a state that was half created must not take memory from the next
+                del arms[name]
+                gc.collect()
+                failed |= errors
+    if not arms:
+        raise RuntimeError(f"no candidate works: {failed}")
+    return list(arms.values()), built, failed
 
 
-def describe(arm: Arm, bandwidth: float) -> dict[str, Any]:
+def measure(settings: StepSettings, progress: Progress = silent) -> dict[str, Any]:
+    """Time all candidates in this process; copy bandwidth is measured before and after.
+
+    Raises RuntimeError when a candidate changes the gradients, or none of them works.
+    """
+    device = torch.device(settings.device)
+    before = copy_bandwidth(device, settings.copy_bytes)
+    arms, built, failed = working_arms(settings, progress)
+    checksums = arms[0].checksums()
+    evict = eviction(device, settings.evict_bytes)
+    run_rounds(arms, device, settings.warmup_steps, settings.timed_rounds, evict, progress)
+    if arms[0].checksums() != checksums:
+        raise RuntimeError("a candidate changed the gradients that all candidates share")
+    del evict
+    with frozen_gc():
+        for arm in arms:
+            _, arm.steady_transient = transient(device, arm.optimizer.step)
+    after = copy_bandwidth(device, settings.copy_bytes)
+    bandwidth = max(before, after)
+    reads = settings.gradient_reads
+    return {
+        "settings": asdict(settings),
+        "parameters": sum(p.numel() for p in arms[0].parameters),
+        "threads": torch.get_num_threads(),
+        "copy_bytes_per_second": bandwidth,
+        "copy_bytes_per_second_before_after": [before, after],
+        "failed": failed,
+        "candidates": {
+            arm.name: describe(arm, bandwidth, reads.get(arm.name, 1), built[arm.name])
+            for arm in arms
+        },
+    }
+
+
+def describe(arm: Arm, bandwidth: float, gradient_reads: int, built: float) -> dict[str, Any]:
     """Facts of one arm; `roofline_percent` is the floor's time over the median step's."""
     summary = summarize(arm.seconds)
-    floor = bytes_moved(arm)
-    finite = all(bool(torch.isfinite(p).all()) for p in arm.parameters)
+    floor = arm.bytes_moved(gradient_reads)
+    first_seconds, first_transient = arm.first or (None, None)
     return {
         "step_median_seconds": summary["median"],
         "step_p10_seconds": summary["p10"],
         "step_p90_seconds": summary["p90"],
-        "first_step_seconds": arm.warmup_seconds[0] if arm.warmup_seconds else math.nan,
+        "first_step_seconds": first_seconds,
+        "build_seconds": built,
         "step_seconds": arm.seconds,
         "optimizer_state_bytes": optimizer_state_bytes(arm.optimizer),
+        "gradient_reads": gradient_reads,
         "bytes_moved": floor,
         "roofline_percent": 100 * floor / bandwidth / summary["median"],
-        "parameters_finite": finite,
+        "first_step_transient_bytes": first_transient,
+        "step_transient_bytes": arm.steady_transient,
+        "parameters_finite": all(bool(torch.isfinite(p).all()) for p in arm.parameters),
     }
 
 
-def measure(settings: StepSettings) -> dict[str, Any]:
-    """Time all candidates in this process; copy bandwidth is measured before and after."""
-    device = torch.device(settings.device)
-    before = copy_bandwidth(device, settings.copy_bytes)
-    arms = build_arms(settings)
-    checksums = gradient_checksums(arms[0])
-    run_rounds(arms, device, settings.warmup_steps, settings.timed_rounds)
-    if gradient_checksums(arms[0]) != checksums:
-        raise RuntimeError("a candidate changed the gradients that all candidates share")
-    after = copy_bandwidth(device, settings.copy_bytes)
-    bandwidth = max(before, after)
-    return {
-        "settings": asdict(settings),
-        "parameters": sum(p.numel() for p in arms[0].parameters),
-        "copy_bytes_per_second": bandwidth,
-        "copy_bytes_per_second_before_after": [before, after],
-        "candidates": {arm.name: describe(arm, bandwidth) for arm in arms},
-    }
+def load_torch_code() -> None:
+    """Let torch import what its optimizers import late, before the first candidate pays for it."""
+    parameter = torch.nn.Parameter(torch.ones(1))
+    parameter.grad = torch.ones(1)
+    torch.optim.AdamW([parameter]).step()
 
 
 def main(arguments: list[str]) -> int:
     """Read settings, measure, write the result."""
     settings = StepSettings(**json.loads(Path(arguments[0]).read_text()))
-    store.write_json_atomic(Path(arguments[1]), measure(settings))
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    steps = len(settings.candidates) * (1 + settings.warmup_steps + settings.timed_rounds)
+    store.write_json_atomic(Path(arguments[1]), measure(settings, printed(steps)))
     return 0
 
 

@@ -1,0 +1,1 @@
+"""The parts of `gefen-step`: what is timed, on which tensors, in fresh processes."""
