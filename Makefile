@@ -37,9 +37,12 @@ test: .venv/installed-dev ## Lint, types, import rules and the whole test suite
 	@$(PIP) -e . -c constraints.txt
 	@touch $@
 
+# A CUDA build of torch brings the Triton that it needs, so none is among the constraints; beside
+# the CPU build Triton's interpreter runs the kernels in the tests.
 .venv/installed-dev: .venv/installed
 	@echo "Installing the test tools into .venv (once)"
 	@$(PIP) -e ".[dev]" -c constraints.txt
+	@$(BIN)/python -c 'import triton' 2>/dev/null || $(PIP) triton==3.6.0
 	@touch $@
 
 clean: ## Remove the environment and caches; runs/ and results/ stay

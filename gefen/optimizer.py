@@ -1,31 +1,18 @@
 """`Gefen`: options, state, step and state_dict. The maths is in `gefen.updates`."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from gefen.block_rules import block_length
 from gefen.blocks import BLOCK_SIZE, MIN_QUANTIZED_SIZE
-from gefen.layout import GRADIENT_RULES, Layout, flat_layout
 from gefen.options import check_options, check_parameter, check_together
-from gefen.sharding import is_sharded, local, local_gradient, row_offset
-from gefen.shared_codebook import Codebooks, SharedCodebook
-from gefen.state import create_state, prepare_state, state_layout
-from gefen.updates.entry import Entry
-from gefen.updates.reference import apply_without_codebook, update_exact, update_groups
-from gefen.updates.rule import Rule, Step, working_dtype
-from gefen.updates.scratch import Scratch
-from gefen.updates.square_sums import SquareSums, square_sums
-from gefen.updates.statistics import (
-    any_nonfinite,
-    by_codebook,
-    largest_magnitude,
-    sums_needed_together,
-    total_histogram,
-)
+from gefen.shared_codebook import Codebooks
+from gefen.state import prepare_state
+from gefen.stepper import Stepper
+from gefen.updates.rule import Rule
 
 
 class Gefen(Optimizer):
@@ -71,10 +58,14 @@ class Gefen(Optimizer):
         weight_decay: decoupled weight decay.
         amsgrad: must be False.
         maximize: ascend instead of descend.
-        foreach: accepted and ignored; there is one implementation.
+        foreach: accepted and ignored; at most one of it and `fused` may be True.
         capturable: keep the step counter on the parameter's device and read nothing from it, so
             that steps after the first can be captured in a CUDA graph.
-        differentiable, fused: must be False (or None).
+        differentiable: must be False.
+        fused: None takes the fastest way there is: on a CPU kernels that the machine's C++ compiler
+            builds once (into ~/.cache/gefen), on a GPU Triton kernels; where one cannot be built,
+            plain PyTorch, and a warning says so. False is plain PyTorch; True refuses parameters
+            for which there is nothing faster. All ways differ by rounding alone.
         first_moment_bits: 8, 4 (half the memory) or 32 (float32, 4 bytes per element).
         second_moment: "factored"; "block", one value per block of a row: no column statistics,
             but elements much smaller than the rest of their block hardly move; "paper" or "peak",
@@ -143,7 +134,7 @@ class Gefen(Optimizer):
             "skip_nonfinite": skip_nonfinite,
         }
         check_options(defaults)
-        self._codebooks = Codebooks()
+        self._stepper = Stepper(self._rule, Codebooks())
         self.skipped_steps = torch.zeros((), dtype=torch.int64)
         super().__init__(params, defaults)
 
@@ -216,91 +207,16 @@ class Gefen(Optimizer):
     # Data-dependent control flow, nothing to fuse across: a compiled training step calls it whole.
     @torch._disable_dynamo
     def _update_parameters(self) -> None:
-        entries = list(self._entries())
-        if self._skip(entries):
-            return
-        scratch = {entry.param.device: Scratch(entry.param.device) for entry in entries}
-        unlearned = [e for e in entries if e.layout.quantized and not self._learned(e)]
-        sums = sums_needed_together(entries, unlearned, scratch)
-        for those in by_codebook(unlearned):
-            self._codebook(those[0]).learn(total_histogram(those, sums, scratch, self._rule))
-        for entry in entries:
-            own = sums.pop(entry.ordinal, None)
-            if own is None and entry.layout.factored:
-                own = square_sums(entry.grad, entry.geometry, scratch[entry.param.device])
-            self._update(entry, own, scratch[entry.param.device])
-
-    def _entries(self) -> Iterator[Entry]:
-        """Parameters with a gradient and their state, created where it is missing."""
-        numbered = enumerate((p, group) for group in self.param_groups for p in group["params"])
-        active = [(i, p, group) for i, (p, group) in numbered if p.grad is not None]
-        if any(param.grad.is_sparse for _, param, _ in active):
-            raise RuntimeError("Gefen does not support sparse gradients.")
-        for ordinal, param, group in active:
-            grad = local_gradient(param, param.grad)
-            state = self.state[param]
-            layout = state_layout(param, group, state)
-            if layout is None:
-                layout = _layout_from_gradient(param, grad, group)
-            if not state and layout.second_moment not in GRADIENT_RULES:
-                codebook = self._codebooks.of(param, group["first_moment_bits"])
-                state.update(create_state(param, layout, codebook, capturable=group["capturable"]))
-            part = local(param)
-            yield Entry(
-                owner=param,
-                param=part,
-                grad=grad,
-                state={n: local(v) if isinstance(v, Tensor) else v for n, v in state.items()},
-                layout=layout.shard(tuple(part.shape)) if is_sharded(param) else layout,
-                group=group,
-                ordinal=ordinal,
-                shard_start=row_offset(param),
-            )
-
-    def _skip(self, entries: list[Entry]) -> bool:
-        """Whether this step is skipped; counts it on the device."""
-        if not any(entry.group["skip_nonfinite"] for entry in entries):
-            return False
-        found = any_nonfinite(entries)
-        self.skipped_steps = self.skipped_steps.to(found.device) + found
-        return bool(found)
-
-    def _codebook(self, entry: Entry) -> SharedCodebook:
-        return self._codebooks.of(entry.owner, entry.layout.first_moment_bits)
-
-    def _learned(self, entry: Entry) -> bool:
-        return self._codebook(entry).learned
-
-    def _update(self, entry: Entry, sums: SquareSums | None, scratch: Scratch) -> None:
-        layout, dtype = entry.layout, working_dtype(entry.param)
-        if not entry.state or (layout.quantized and not self._learned(entry)):
-            apply_without_codebook(entry)
-            return
-        entry.state["step"] += 1
-        step = Step.of(entry.group, entry.state["step"], entry.ordinal, dtype)
-        if layout.geometry is None:
-            update_exact(entry, step, scratch)
-            return
-        codes = None
-        if layout.quantized:
-            codebook = self._codebook(entry)
-            codes = codebook.codes(entry.param.device, dtype, self._rule.stochastic)
-        update_groups(entry, step, sums, codes, scratch, self._rule)
+        skipped = self._stepper.step(self.param_groups, self.state)
+        if skipped is not None:
+            self.skipped_steps = self.skipped_steps.to(skipped.device) + skipped
 
     def _share_codebooks(self) -> None:
         """Take the codebooks from the state, where each becomes one storage again."""
-        self._codebooks = Codebooks.from_states(
+        codebooks = Codebooks.from_states(
             (param, group, self.state[param])
             for group in self.param_groups
             for param in group["params"]
             if param in self.state
         )
-
-
-def _layout_from_gradient(param: Tensor, grad: Tensor, group: dict[str, Any]) -> Layout:
-    """The layout that a published rule finds; undecided, and so without state, for zeros."""
-    rule, bits = group["second_moment"], group["first_moment_bits"]
-    largest = largest_magnitude(grad)
-    if not (largest > 0 and torch.isfinite(largest)):
-        return Layout(tuple(param.shape), None, bits, rule)
-    return flat_layout(param.shape, bits, block_length(grad, rule))
+        self._stepper = Stepper(self._rule, codebooks)

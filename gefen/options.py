@@ -1,6 +1,7 @@
 """Checks of what a user passes to the optimizer."""
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 def check_options(options: Mapping[str, Any]) -> None:
     """Raise ValueError, in one sentence, when options of a group are not allowed."""
-    for key in ("amsgrad", "differentiable", "fused"):
+    for key in ("amsgrad", "differentiable"):
         if options[key]:
             raise ValueError(f"{key}={options[key]} is not available in Gefen; use {key}=False.")
     lr, betas = options["lr"], options["betas"]
@@ -41,7 +42,20 @@ def check_options(options: Mapping[str, Any]) -> None:
             continue
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{key} must be an integer of at least 1, not {value!r}.")
+    _check_fused(options)
     check_together([options])
+
+
+def _check_fused(options: Mapping[str, Any]) -> None:
+    if not options["fused"]:
+        return
+    if options["foreach"]:
+        raise RuntimeError("`fused` and `foreach` cannot be `True` together.")  # torch's words
+    for key, values in (("first_moment_bits", (32,)), ("second_moment", GRADIENT_RULES)):
+        if options[key] in values:
+            raise ValueError(
+                f"fused=True is not available with {key}={options[key]!r}; use fused=None."
+            )
 
 
 def check_together(groups: Sequence[Mapping[str, Any]]) -> None:
@@ -66,9 +80,23 @@ def check_parameter(param: Tensor, group: Mapping[str, Any]) -> None:
             f"Gefen needs dense float16, bfloat16, float32 or float64 parameters, "
             f"not {param.dtype} with layout {param.layout}."
         )
+    if group["fused"] and (param.device.type, param.dtype) not in _fused_kinds(param):
+        raise ValueError(
+            f"fused=True is not available for {param.dtype} parameters on "
+            f"{param.device.type}; use fused=None."
+        )
     check_placements(param)
     if is_sharded(param) and group["second_moment"] in GRADIENT_RULES:
         raise ValueError(
             f"second_moment={group['second_moment']!r} chooses blocks from a gradient, which ranks "
             "do not share; use 'factored' or 'block' for DTensor parameters."
         )
+
+
+def _fused_kinds(param: Tensor) -> set[tuple[str, torch.dtype]]:
+    """Devices and dtypes that have a fused update; `gefen.updates` decides the rest."""
+    if param.device.type == "cpu":
+        return {("cpu", torch.float32), ("cpu", torch.bfloat16)}
+    triton = param.device.type in ("cuda", "xpu") and find_spec("triton") is not None
+    dtypes = (torch.float32, torch.bfloat16, torch.float16) if triton else ()
+    return {(param.device.type, dtype) for dtype in dtypes}

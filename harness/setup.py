@@ -53,6 +53,7 @@ class Setup:
     meter: MemoryMeter
     tracker: Tracker
     startup_seconds: float
+    kernel_build_seconds: float
 
     @classmethod
     def build(
@@ -70,6 +71,7 @@ class Setup:
         meter = MemoryMeter(accelerator.device)
         report(phase="loading data and model")
         corpus = data.prepare(config.data, Path(job["cache"]) / "data", progress=False)
+        kernel_build_seconds = optimizers.prepare(config.optimizer)
         with meter.phase("model"):
             model = build_model(config, corpus.vocab_size, accelerator.device)
             optimizer = optimizers.build_optimizer(model, config.optimizer)
@@ -85,6 +87,7 @@ class Setup:
             meter=meter,
             tracker=tracker,
             startup_seconds=time.time() - psutil.Process().create_time(),
+            kernel_build_seconds=kernel_build_seconds,
         )
 
     @property
@@ -139,6 +142,7 @@ class Setup:
             "state_bytes_per_parameter": state / count,
             "baseline_bytes": self.meter.baseline_bytes,
             "startup_seconds": self.startup_seconds,
+            "kernel_build_seconds": self.kernel_build_seconds,
         }
 
 

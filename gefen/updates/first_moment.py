@@ -14,22 +14,25 @@ _SMALLEST = 2.0**-149  # of float32: as a lower bound it changes nothing but zer
 
 
 def read_codes(
-    index: Tensor, scale: Tensor, factor: Tensor | None, codes: Codes, buffers: Buffers
+    index: Tensor,
+    scale: Tensor,
+    factor: Tensor | None,
+    codes: Codes,
+    buffers: Buffers,
+    columns: int,
 ) -> Tensor:
     """Return the stored first moment of a chunk, (rows, groups, length), in `buffers.moment`.
 
     `index` are the codes (rows, bytes), `scale` is (rows, groups), `factor` what the columns were
-    divided by, (1, groups, length), or None.
+    divided by, (1, groups, length), or None; `columns` the number of columns without padding.
     """
     moment, rows = buffers.moment, len(index)
     matrix = buffers.cells.view(rows, -1)
     if codes.bits == 4:
-        width = min(2 * index.shape[1], matrix.shape[1])
-        unpack_nibbles(index, matrix[:, :width])
+        unpack_nibbles(index, matrix[:, :columns])
     else:
-        width = index.shape[1]
-        matrix[:, :width].copy_(index)
-    matrix[:, width:].fill_(codes.zero_code)
+        matrix[:, :columns].copy_(index)
+    matrix[:, columns:].fill_(codes.zero_code)
     torch.index_select(codes.levels_bits, 0, buffers.cells, out=buffers.moment_bits)
     moment.mul_(scale.to(moment.dtype).unsqueeze(-1))
     return moment if factor is None else moment.mul_(factor)

@@ -120,15 +120,15 @@ def _update_with_codes(
     for chunk, target, gradient_piece, index, scale in pieces:
         buffers = scratch.buffers((chunk.rows, chunk.groups, geometry.group_length), dtype)
         gradient = as_blocks(gradient_piece, buffers.gradient, negate=step.maximize)
-        moment = read_codes(index, scale, second.old_factor(chunk), codes, buffers)
+        columns = chunk.columns(geometry)
+        width = columns.stop - columns.start
+        moment = read_codes(index, scale, second.old_factor(chunk), codes, buffers, width)
         moment.lerp_(gradient, step.first_weight)
         value = as_blocks(target, buffers.value)
         _move(value, moment, second.denominators(chunk, gradient, buffers), step, cap, buffers)
         store_blocks(target, value)
         if codes.stochastic:
             draw(geometry, chunk, entry.shard_start, step, buffers)
-        columns = chunk.columns(geometry)
-        width = columns.stop - columns.start
         write_codes(index, scale, second.inverse_factor(chunk), codes, buffers, width)
     _put_back(param, entry.param)
 

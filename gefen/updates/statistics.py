@@ -7,9 +7,11 @@ from torch import Tensor
 
 from gefen.chunks import slabs, tensor_chunks
 from gefen.codebook import BINS, block_histogram
-from gefen.sharding import is_sharded, placement_of, sum_over_shards
+from gefen.sharding import placement_of, sum_over_shards
 from gefen.shared_codebook import codebook_key
+from gefen.updates.cpu import CpuUpdate
 from gefen.updates.entry import Entry
+from gefen.updates.executions import execution_of
 from gefen.updates.rule import Rule, working_dtype
 from gefen.updates.scratch import Scratch, as_blocks
 from gefen.updates.square_sums import SquareSums, column_values, inverse, square_sums
@@ -49,28 +51,26 @@ def by_codebook(entries: Sequence[Entry]) -> list[list[Entry]]:
     return list(shared.values())
 
 
-def sums_needed_together(
-    entries: Sequence[Entry], unlearned: Sequence[Entry], scratch: Scratches
+def sums_by_ordinal(
+    entries: Sequence[Entry], scratch: Scratches, rule: Rule
 ) -> dict[int, SquareSums]:
-    """Return sums of squares by ordinal: those a codebook is learned from, those of DTensors.
-
-    The column sums of all DTensor parameters are added up over their shards in one all-reduce.
-    Others are left out: they cost no memory until their parameter's turn comes.
-    """
-    early = {entry.ordinal for entry in unlearned}
-    chosen = [
-        entry
+    """Return the sums of squares of factored parameters by ordinal, of local rows alone."""
+    fused = [entry for entry in entries if execution_of(entry, rule) is CpuUpdate]
+    sums = (
+        dict(zip((e.ordinal for e in fused), CpuUpdate(fused).sums(), strict=True)) if fused else {}
+    )
+    return {
+        entry.ordinal: sums.get(entry.ordinal)
+        or square_sums(entry.grad, entry.geometry, scratch[entry.param.device])
         for entry in entries
-        if entry.layout.factored and (entry.ordinal in early or is_sharded(entry.owner))
-    ]
-    sums = {
-        entry.ordinal: square_sums(entry.grad, entry.geometry, scratch[entry.param.device])
-        for entry in chosen
     }
+
+
+def shared_over_shards(entries: Sequence[Entry], sums: Mapping[int, SquareSums]) -> None:
+    """Add up the column sums of all DTensor parameters over their shards, in one all-reduce."""
     # The columns of stacked experts belong to one rank, as their rows do.
-    shared = [entry for entry in chosen if len(entry.geometry.lead) == 1]
+    shared = [entry for entry in entries if len(entry.geometry.lead) == 1]
     sum_over_shards([(entry.owner, sums[entry.ordinal].columns) for entry in shared])
-    return sums
 
 
 def total_histogram(
@@ -102,6 +102,8 @@ def gradient_histogram(
     With `sums`, those of a factored second moment, columns are first divided by their root mean
     square, as the first moment is before it is quantised.
     """
+    if execution_of(entry, rule) is CpuUpdate:
+        return CpuUpdate([entry]).histogram([sums])
     geometry, dtype = entry.geometry, working_dtype(entry.param)
     total = torch.zeros(BINS, dtype=torch.int64, device=entry.grad.device)
     grad = entry.geometry.in_order(entry.grad)

@@ -8,7 +8,8 @@ from harness.optimizers.registry import (
     build_optimizer,
     check,
     entries,
+    prepare,
     state_bytes,
 )
 
-__all__ = ["OptimizerEntry", "build_optimizer", "check", "entries", "state_bytes"]
+__all__ = ["OptimizerEntry", "build_optimizer", "check", "entries", "prepare", "state_bytes"]

@@ -27,6 +27,8 @@ class OptimizerEntry:
         state_bytes: closed form of the bytes of its state after one step with a gradient for
             every parameter, from the trainable parameters and the bytes of one parameter element;
             None where gradients decide it, so that it is not known in advance.
+        prepare: builds what is compiled once a machine and returns the seconds that took; None
+            where nothing is.
     """
 
     name: str
@@ -37,3 +39,4 @@ class OptimizerEntry:
     options: frozenset[str]
     build: "Callable[[nn.Module, OptimizerConfig], Optimizer]"
     state_bytes: Callable[[OptimizerConfig, Sequence[ParameterSpec], int], int | None]
+    prepare: Callable[[], float] | None = None

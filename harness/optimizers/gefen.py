@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from gefen import Gefen
 
-# The constructor's own options that change the size of the state, and the one that does not.
+# The constructor's own options that change the size of the state, and those that do not.
 SIZE_OPTIONS = (
     "first_moment_bits",
     "second_moment",
@@ -22,7 +22,7 @@ SIZE_OPTIONS = (
     "block_size",
     "min_quantized_size",
 )
-OPTIONS = frozenset({*SIZE_OPTIONS, "skip_nonfinite"})
+OPTIONS = frozenset({*SIZE_OPTIONS, "skip_nonfinite", "fused"})
 # Forms of the second moment whose shape is decided by the first gradients.
 GRADIENT_DRIVEN = frozenset({"paper", "peak"})
 
@@ -38,6 +38,13 @@ def construct(
         eps=config.eps,
         **options,
     )
+
+
+def prepare() -> float:
+    """Build the kernels of the CPU, which need no device to be present; in seconds."""
+    from gefen import build_cpu_kernels
+
+    return build_cpu_kernels()
 
 
 def _build(model: "nn.Module", config: OptimizerConfig) -> "Optimizer":
@@ -72,4 +79,5 @@ ENTRY = OptimizerEntry(
     options=OPTIONS,
     build=_build,
     state_bytes=state_bytes,
+    prepare=prepare,
 )

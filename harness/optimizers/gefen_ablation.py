@@ -52,7 +52,8 @@ def _build(model: "nn.Module", config: OptimizerConfig) -> "Optimizer":
     switches = {key: value for key, value in config.options.items() if key in _SWITCHES}
     options = {key: value for key, value in config.options.items() if key not in _SWITCHES}
     kind: type[Gefen] = ablated(**switches)
-    return construct(kind, model, config, options)
+    # The fused updates know one rule: all variants are compared in the reference.
+    return construct(kind, model, config, {"fused": False, **options})
 
 
 ENTRY = OptimizerEntry(

@@ -67,6 +67,12 @@ def build_optimizer(model: "nn.Module", config: OptimizerConfig) -> "Optimizer":
         raise UserError(f"optimizer {config.name!r} refuses its settings: {reason}.") from error
 
 
+def prepare(config: OptimizerConfig) -> float:
+    """Build what the optimizer compiles once a machine; the seconds that took, 0 for nothing."""
+    build = _entry(config.name).prepare
+    return 0.0 if build is None else build()
+
+
 def state_bytes(
     config: OptimizerConfig, specs: Sequence[ParameterSpec], parameter_bytes_per_element: int
 ) -> int | None:

@@ -181,7 +181,7 @@ def descended(config: OptimizerConfig, steps: int = 4) -> torch.Tensor:
 
 @pytest.mark.parametrize("form", ["factored", "block"])
 def test_each_switch_of_the_ablation_changes_its_own_part(form: str) -> None:
-    plain = descended(load("gefen", second_moment=form))
+    plain = descended(load("gefen", second_moment=form, fused=False))
 
     def ablated(**switches: Any) -> torch.Tensor:
         return descended(load("gefen_ablation", second_moment=form, **switches))

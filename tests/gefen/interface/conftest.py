@@ -44,6 +44,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     },
     "capturable": {"lr": torch.tensor(1e-3), "capturable": True},
     "foreach": {"foreach": True},
+    "reference": {"fused": False},
     "skip_nonfinite": {"skip_nonfinite": True},
 }
 

@@ -161,7 +161,6 @@ def test_wrong_options_get_the_answer_of_adamw(name: str) -> None:
 REFUSED: list[dict[str, Any]] = [
     {"amsgrad": True},
     {"differentiable": True},
-    {"fused": True},
     {"first_moment_bits": 16},
     {"first_moment_bits": "8"},
     {"first_moment_bits": 8.0},
