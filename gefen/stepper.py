@@ -13,7 +13,7 @@ from gefen.sharding import is_sharded, local, local_gradient, row_offset
 from gefen.shared_codebook import Codebooks
 from gefen.state import create_state, state_layout
 from gefen.updates.entry import Entry
-from gefen.updates.plan import Plan, Sums
+from gefen.updates.plan import Plan, Sums, is_capturing
 from gefen.updates.reference import apply_without_codebook, update_exact, update_groups
 from gefen.updates.rule import Rule, Step, working_dtype
 from gefen.updates.scratch import Scratch
@@ -38,6 +38,7 @@ class Stepper:
         self._rule = rule
         self._codebooks = codebooks
         self._plan: Plan | None = None
+        self._captured: list[Plan] = []
 
     def step(self, groups: Groups, states: States) -> Tensor | None:
         """Update the parameters that have a gradient, and their state.
@@ -61,6 +62,8 @@ class Stepper:
                 plan = self._first_update(entries, states)
         if plan is not None:
             plan.release()
+            if is_capturing() and plan not in self._captured:
+                self._captured.append(plan)  # a graph goes on using its tables
         self._plan = plan
         return skipped
 
@@ -117,7 +120,8 @@ class Stepper:
         if missing:
             for part in plan.parts:
                 if part.sharded:
-                    sums.update(part.sums())
+                    # Those known already are of all shards; these are of the local rows.
+                    sums.update({n: own for n, own in part.sums().items() if n not in sums})
             rest = [e for e in missing if e.ordinal not in sums]
             sums.update(sums_by_ordinal(rest, _scratch(rest), self._rule))
             shared_over_shards(missing, sums)

@@ -17,6 +17,7 @@ from gefen.codebook import BINS
 from gefen.codes import Codes
 from gefen.updates.cpu_library import library
 from gefen.updates.entry import Entry
+from gefen.updates.memory import is_addressable, takes_gradient
 from gefen.updates.square_sums import SquareSums
 
 MAX_GROUP = 1 << 16  # elements of a group, for each of which a thread has 13 bytes of scratch
@@ -41,12 +42,7 @@ _TASK = np.dtype(
 def supports(entry: Entry) -> bool:
     """Return whether the kernels take a parameter: its device, dtype, layout and memory."""
     layout, geometry = entry.layout, entry.layout.geometry
-    param, tensors = entry.param, [v for k, v in entry.state.items() if k != "step"]
-    if param.device.type != "cpu" or param.dtype not in _ELEMENTS or param.numel() == 0:
-        return False
-    if not tensors or not all(t.is_contiguous() for t in (param, *tensors)):
-        return False
-    if not CpuUpdate.takes(entry):
+    if entry.param.device.type != "cpu" or not is_addressable(entry, tuple(_ELEMENTS)):
         return False
     if geometry is None:
         return layout.second_moment == "none"
@@ -81,8 +77,7 @@ class CpuUpdate:
     @staticmethod
     def takes(entry: Entry) -> bool:
         """Whether the gradient of this step can be read."""
-        grad, param = entry.grad, entry.param
-        return grad.dtype == param.dtype and grad.device == param.device and grad.is_contiguous()
+        return takes_gradient(entry)
 
     def set_codes(self, codes: Sequence[Codes | None]) -> None:
         """Take each parameter's learned codebook, None where it has none."""
@@ -143,7 +138,7 @@ class CpuUpdate:
 def _tasks(entry: Entry) -> Iterator[dict[str, Any]]:
     """The tasks of a parameter; `grad` is an offset in bytes."""
     layout, state = entry.layout, entry.state
-    address = {name: tensor.data_ptr() for name, tensor in state.items() if name != "step"}
+    address = {name: state[name].data_ptr() for name in layout.fields()}
     common = {
         "element": _ELEMENTS[entry.param.dtype],
         "bits": layout.first_moment_bits,

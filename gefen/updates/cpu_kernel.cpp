@@ -16,7 +16,6 @@
 #include <cstring>
 #include <functional>
 #include <limits>
-#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -149,7 +148,7 @@ class Team {
     try {
       others.reserve(threads_ - 1);
       for (int t = 1; t < threads_; ++t) others.emplace_back(guarded, t);
-    } catch (const std::system_error&) {
+    } catch (...) {
       // Fewer threads than asked for do the same work: they take tiles from one counter.
     }
     guarded(0);

@@ -1,5 +1,6 @@
 """The compiled kernels of the CPU: built once into the user's cache, loaded once a process."""
 
+import contextlib
 import ctypes
 import hashlib
 import os
@@ -10,6 +11,7 @@ import subprocess
 import tempfile
 import time
 import warnings
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -36,7 +38,7 @@ def library() -> ctypes.CDLL | None:
     """
     try:
         return _load(_cached())
-    except (BuildError, OSError, subprocess.SubprocessError) as error:
+    except (BuildError, OSError, ValueError, subprocess.SubprocessError) as error:
         warnings.warn(
             f"Gefen runs its slower reference on the CPU, because its kernels could not be built: "
             f"{error}",
@@ -71,27 +73,33 @@ def _load(path: Path) -> ctypes.CDLL:
 def _cached() -> Path:
     compiler = _compiler()
     name = f"cpu_kernel-{_fingerprint(compiler)}.so"
-    for folder in _folders():
-        if (folder / name).exists():
-            return folder / name
-    problem = "no folder to build in can be written to"
+    problem = "no folder to build in can be written to."
     for folder in _folders():
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            return _build(compiler, folder / name)
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if not (_is_ours(folder) and os.access(folder, os.W_OK)):
+                continue
+            target = folder / name
+            return target if target.exists() and _is_ours(target) else _build(compiler, target)
         except OSError as error:
             problem = str(error)
     raise BuildError(problem)
 
 
-def _folders() -> list[Path]:
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    # Of this user alone where the cache cannot be written: nobody else's file is ever loaded.
-    return [Path(cache) / "gefen", Path(tempfile.gettempdir()) / f"gefen-{_user()}"]
+def _folders() -> Iterator[Path]:
+    """Where kernels may lie: the user's cache, else a folder that nobody else can know."""
+    cache = os.environ.get("XDG_CACHE_HOME")
+    with contextlib.suppress(RuntimeError):  # a user without a home
+        yield Path(cache) / "gefen" if cache else Path.home() / ".cache" / "gefen"
+    yield Path(tempfile.mkdtemp(prefix="gefen-"))
 
 
-def _user() -> int:
-    return os.getuid() if hasattr(os, "getuid") else 0
+def _is_ours(path: Path) -> bool:
+    """Whether a file or folder is this user's alone to change: what is loaded is also run."""
+    if not hasattr(os, "getuid"):
+        return True
+    facts = path.stat()
+    return facts.st_uid == os.getuid() and not facts.st_mode & 0o022
 
 
 def _compiler() -> list[str]:

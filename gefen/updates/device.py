@@ -41,6 +41,9 @@ class _Wave:
     guesses: Tensor
 
 
+GRAPH_STEPS = 8  # tables for steps captured in CUDA graphs, made beforehand: 32 bytes a tensor
+
+
 class DeviceUpdate:
     """The step of all supported parameters of one device and one dtype.
 
@@ -58,7 +61,9 @@ class DeviceUpdate:
         self._device, dtype = entries[0].param.device, entries[0].param.dtype
         self._dtype = _DTYPES[dtype]
         self._codes = {bits: CodeTable.build(value) for bits, value in codes.items()}
-        self._pointers = torch.zeros(len(entries), 2, dtype=torch.int64, device=self._device)
+        self._own = torch.zeros(len(entries), 2, dtype=torch.int64, device=self._device)
+        self._pointers = self._own
+        self._spare = [self._table_pair() for _ in range(GRAPH_STEPS)]
         self._known: list[tuple[int, int]] = []
         self._aligned: list[bool] = []
         self._kept: list[Tensor] = []
@@ -83,14 +88,32 @@ class DeviceUpdate:
         One asynchronous upload where any has moved, no synchronisation.
         """
         known = [(p.data_ptr(), g.data_ptr()) for p, g in zip(params, grads, strict=True)]
-        if known == self._known:
+        capturing = self._capturing()
+        if known == self._known and not capturing:
             return
         aligned = [p % 16 == 0 and g % 16 == 0 for p, g in known]
         if aligned != self._aligned:
             self._aligned = aligned
             self._plan()
-        self._known = known
-        self._upload(torch.tensor(known, dtype=torch.int64), self._pointers)
+        addresses = torch.tensor(known, dtype=torch.int64)
+        if capturing:
+            self._capture(addresses)
+            return
+        self._known, self._pointers = known, self._own
+        pinned = addresses if self._device.type == "cpu" else addresses.pin_memory()
+        self._own.copy_(pinned, non_blocking=True)
+
+    def _capture(self, addresses: Tensor) -> None:
+        """A captured step has a table of its own, filled in every replay, whatever others do."""
+        if not self._spare:
+            raise RuntimeError(
+                f"One optimizer can be captured in at most {GRAPH_STEPS} steps of CUDA graphs."
+            )
+        self._pointers, staged = self._spare.pop()
+        staged.copy_(addresses)
+        self._pointers.copy_(staged, non_blocking=True)
+        self._kept += [self._pointers, staged]
+        self._known = []  # the next step outside the graph takes its own table again
 
     def compile(self, *, sharded: bool = False) -> None:
         """Compile the kernels of `run`, or of `sums` and `finish`, and launch none of them."""
@@ -250,11 +273,12 @@ class DeviceUpdate:
         )
         return context
 
-    def _upload(self, values: Tensor, target: Tensor) -> None:
-        if self._device.type == "cpu":
-            target.copy_(values)
-            return
-        pinned = values.pin_memory()
-        target.copy_(pinned, non_blocking=True)
-        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
-            self._kept.append(pinned)  # a captured graph reads it again
+    def _capturing(self) -> bool:
+        return self._device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+    def _table_pair(self) -> tuple[Tensor, Tensor]:
+        """A table of addresses and pinned memory to fill it from: not to be made in a graph."""
+        staged = torch.zeros(self._own.shape, dtype=torch.int64)
+        if self._device.type != "cpu":
+            staged = staged.pin_memory()
+        return torch.zeros_like(self._own), staged

@@ -15,8 +15,8 @@ class Entry:
     """One parameter in one step: plain local tensors and how its state is laid out.
 
     `owner` is the parameter as the user knows it, `ordinal` its position in the optimizer and
-    `shard_start` the index along dimension 0 at which the shard begins. Only `grad` changes while
-    an entry is kept from step to step.
+    `shard_start` the index along dimension 0 at which the shard begins. Between
+    the steps of a plan `grad` and `state` are empty.
     """
 
     owner: Tensor

@@ -16,6 +16,7 @@ from gefen.updates import cpu
 from gefen.updates.cpu import CpuUpdate
 from gefen.updates.cpu_library import library
 from gefen.updates.entry import Entry
+from gefen.updates.memory import takes_gradient
 from gefen.updates.rule import Rule
 from gefen.updates.square_sums import SquareSums
 
@@ -66,7 +67,7 @@ class TritonUpdate:
     @staticmethod
     def takes(entry: Entry) -> bool:
         """Whether the gradient of this step can be read."""
-        return CpuUpdate.takes(entry)
+        return takes_gradient(entry)
 
     def set_codes(self, codes: Sequence[Codes | None]) -> None:
         """Build the tables and compile the kernels; whatever that raises leaves all unchanged."""
@@ -126,7 +127,7 @@ def give_up(kind: type[Execution], device: torch.device, error: Exception) -> No
 
     The kernels of the CPU report their own failure when they are built.
     """
-    if kind is CpuUpdate:
+    if kind is CpuUpdate or isinstance(error, torch.OutOfMemoryError):
         raise error
     _failed_devices().add(device.type)
     cause = (str(error).strip().splitlines() or [type(error).__name__])[0]

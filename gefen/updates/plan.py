@@ -4,14 +4,15 @@ What a step does in Python for each parameter decides the speed of small models,
 rests on shapes and addresses is prepared once; `Plan.refresh` notices when it no longer holds.
 """
 
+import weakref
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from operator import is_not
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from gefen.codes import Codes
 from gefen.sharding import is_sharded, local, local_gradient
@@ -37,19 +38,18 @@ class Part:
         self.execution = execution
         self.sharded = is_sharded(entries[0].owner)
         self._steps = [entry.state["step"] for entry in entries]
+        self._counts: list[float] | None = None
         self._numbers: HostNumbers | DeviceNumbers
         if self._steps[0].device.type == "cpu":
             self._numbers = HostNumbers(entries, rule)
-            self._counts = np.array([int(step) for step in self._steps])
+            self._counts = [step.item() for step in self._steps]
         else:
             self._numbers = DeviceNumbers(entries, rule)
-        self._versions = [_version(step) for step in self._steps]
         execution.set_codes([codes_of(entry) for entry in entries])
 
     def holds(self) -> bool:
-        """Whether the step counters are as this part left them and gradients as it needs them."""
-        counted = all(map(_same_version, self._steps, self._versions))
-        return counted and all(map(self.execution.takes, self.execution.entries))
+        """Whether steps counted on the host are as this part left them."""
+        return self._counts is None or self._counts == [step.item() for step in self._steps]
 
     def sums(self) -> Sums:
         """Sums of squares of the factored parameters, by ordinal."""
@@ -58,26 +58,47 @@ class Part:
 
     def step(self, sums: Mapping[int, SquareSums]) -> None:
         """Count and perform a step; `sums` by ordinal where they are known already."""
-        torch._foreach_add_(self._steps, 1)
-        self._versions = [_version(step) for step in self._steps]
-        known = [sums.get(entry.ordinal) for entry in self.execution.entries]
+        entries = self.execution.entries
+        known = [sums.get(entry.ordinal) for entry in entries]
         if isinstance(self._numbers, HostNumbers):
-            self._counts += 1
-            numbers, keys = self._numbers.of(self._counts)
+            assert self._counts is not None
+            counts = [count + 1 for count in self._counts]
+            numbers, keys = self._numbers.of(np.array(counts, dtype=np.int64))
+            torch._foreach_add_(self._steps, 1)
+            self._counts = counts
             self.execution.update(numbers, keys, known)
         else:
+            torch._foreach_add_(self._steps, 1)
             self.execution.update(*self._numbers.of_steps(), known)
+        # The kernels write behind autograd's back, which would miss a change of saved tensors.
+        increment_version([entry.param for entry in entries])
 
 
 @dataclass
 class _Known:
-    """What must not change for an entry to be used again."""
+    """What must not change for an entry to be used again; keeps no tensor of the state alive."""
 
     entry: Entry
     state: Mapping[str, Any]
-    values: tuple[Any, ...]
-    address: int
+    values: tuple[Callable[[], Any], ...]
+    memory: tuple[Any, ...]
     options: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, entry: Entry, state: Mapping[str, Any]) -> "_Known":
+        values = tuple(map(_reference, state.values()))
+        return cls(entry, state, values, _memory(entry.param, state), _options(entry.group))
+
+    def fits(self, param: Tensor, group: Mapping[str, Any], state: Mapping[str, Any]) -> bool:
+        """Whether parameter, options and state are those of before, in the same memory."""
+        if param is not self.entry.owner or group is not self.entry.group:
+            return False
+        if state is not self.state or len(state) != len(self.values):
+            return False
+        same = all(value() is own for value, own in zip(self.values, state.values(), strict=True))
+        return (
+            same and _options(group) == self.options and _memory(local(param), state) == self.memory
+        )
 
 
 class Plan:
@@ -96,7 +117,7 @@ class Plan:
         """Divide the entries of parameters that are ready for an update; tables are built here."""
         self.entries = entries
         self._rule = rule
-        self._known = [_known(entry, states[entry.owner]) for entry in entries]
+        self._known = [_Known.of(entry, states[entry.owner]) for entry in entries]
         lists: dict[tuple[type[Execution], Hashable], list[Entry]] = {}
         self.rest: list[Entry] = []
         for entry in entries:
@@ -104,7 +125,8 @@ class Plan:
             if kind is None:
                 self.rest.append(entry)
             else:
-                key = (entry.param.device, kind.part_key(entry), is_sharded(entry.owner))
+                devices = entry.param.device, entry.state["step"].device
+                key = (devices, kind.part_key(entry), is_sharded(entry.owner))
                 lists.setdefault((kind, key), []).append(entry)
         self.sharded = [e for e in entries if e.layout.factored and is_sharded(e.owner)]
         self.parts: list[Part] = []
@@ -116,9 +138,11 @@ class Plan:
                 self.rest += own
 
     def release(self) -> None:
-        """Let go of the gradients, which the user may free after the step."""
+        """Let go of gradients and state, which the user may free or move after the step."""
         for entry in self.entries:
-            entry.grad = _NOTHING
+            entry.grad, entry.state = _NOTHING, {}
+            if is_sharded(entry.owner):
+                entry.param = _NOTHING
 
     def refresh(
         self, groups: Iterable[Mapping[str, Any]], states: Mapping[Tensor, Mapping[str, Any]]
@@ -127,32 +151,35 @@ class Plan:
         active = [(p, group) for group in groups for p in group["params"] if p.grad is not None]
         if len(active) != len(self._known):
             return False
+        # All that can fail comes before what may be a collective.
         for (param, group), known in zip(active, self._known, strict=True):
-            entry, grad = known.entry, param.grad
-            if param is not entry.owner or group is not entry.group:
+            if not known.fits(param, group, states.get(param, {})) or param.grad.is_sparse:
                 return False
-            state = states.get(param)
-            if state is not known.state or any(map(is_not, state.values(), known.values)):
-                return False
-            if tuple(group[name] for name in _OPTIONS) != known.options or grad.is_sparse:
-                return False
-            if local(param).data_ptr() != known.address:
-                return False
-            entry.grad = local_gradient(param, grad)
+        if not all(part.holds() for part in self.parts):
+            return False
+        for (param, _), known in zip(active, self._known, strict=True):
+            entry, state = known.entry, known.state
+            entry.param, entry.grad = local(param), local_gradient(param, param.grad)
+            entry.state = {n: local(v) if isinstance(v, Tensor) else v for n, v in state.items()}
         if any(execution_of(entry, self._rule) is not None for entry in self.rest):
             return False  # its gradient lay otherwise when the plan was made
-        return all(part.holds() for part in self.parts)
+        return all(part.execution.takes(e) for part in self.parts for e in part.execution.entries)
 
 
-def _known(entry: Entry, state: Mapping[str, Any]) -> _Known:
-    options = tuple(entry.group[name] for name in _OPTIONS)
-    return _Known(entry, state, tuple(state.values()), entry.param.data_ptr(), options)
+def is_capturing() -> bool:
+    """Return whether what is launched now is captured in a CUDA graph."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
-def _version(step: Tensor) -> int:
-    """How often a tensor was changed in place, as far as torch counts it."""
-    return 0 if step.is_inference() else step._version
+def _options(group: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(group[name] for name in _OPTIONS)
 
 
-def _same_version(step: Tensor, version: int) -> bool:
-    return _version(step) == version
+def _reference(value: Any) -> Callable[[], Any]:
+    return weakref.ref(value) if isinstance(value, Tensor) else lambda: value
+
+
+def _memory(param: Tensor, state: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Where a parameter and its state lie, and as what; `.data` may replace any of it."""
+    tensors = [local(value).data_ptr() for value in state.values() if isinstance(value, Tensor)]
+    return param.data_ptr(), param.dtype, param.shape, param.stride(), *tensors

@@ -32,6 +32,11 @@ def test_equal_gradients_give_what_one_process_gets(found: Results, config: str)
         assert_same(result["same"][f"fsdp {config}"], alone)
 
 
+def test_forms_beside_each_other_give_what_one_process_gets(found: Results) -> None:
+    for result in found:
+        assert_same(result["same"]["fsdp mixed bits"], found[0]["same"]["alone mixed bits"])
+
+
 def test_a_partly_sharded_model_learns_a_codebook_for_each_kind(found: Results) -> None:
     """Plain parameters have their own, so that every rank of a mesh agrees on the mesh's."""
     ranks = [result["same"]["partly sharded"] for result in found]

@@ -90,6 +90,11 @@ def same_gradients(rank: int) -> dict[str, Any]:
         optimizer = optimizer_of(model, config)
         found[f"fsdp {name}"] = same_steps(model, optimizer)
         found[f"layout {name}"] = layout(model, optimizer)
+    if rank == 0:
+        alone = Net()
+        found["alone mixed bits"] = same_steps(alone, mixed_bits(alone))
+    model = sharded()
+    found["fsdp mixed bits"] = same_steps(model, mixed_bits(model))
     partly = Net()
     fully_shard(partly.up)
     fully_shard(partly.conv)
@@ -102,6 +107,16 @@ def same_gradients(rank: int) -> dict[str, Any]:
     for name, model in meshes.items():
         found[name] = same_steps(model, optimizer_of(model, "factored 4"))
     return found
+
+
+def mixed_bits(model: nn.Module) -> Gefen:
+    """Some parameters wait for a codebook in the first step, others are ready for their update."""
+    params = list(model.parameters())
+    groups = [
+        {"params": params[start::3], "first_moment_bits": bits}
+        for start, bits in enumerate((8, 32, 4))
+    ]
+    return Gefen(groups, lr=0.01, min_quantized_size=1)
 
 
 def layout(model: nn.Module, optimizer: Gefen) -> dict[str, dict[str, Any]]:

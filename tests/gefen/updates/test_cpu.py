@@ -294,3 +294,23 @@ def test_the_kernels_compile_without_warnings(tmp_path: Path) -> None:
     ]
     result = subprocess.run([*command, str(cpu_library.SOURCE)], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.usefixtures("other_library")
+def test_a_file_that_others_may_write_is_not_loaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = tmp_path / "gefen"
+    target = folder / f"cpu_kernel-{cpu_library._fingerprint(cpu_library._compiler())}.so"
+    folder.mkdir(mode=0o700)
+    target.write_bytes(b"no library")
+    target.chmod(0o666)
+    assert cpu_library.library() is not None  # built anew in its place
+    assert target.stat().st_size > 10000
+    folder.chmod(0o777)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    cpu_library.library.cache_clear()
+    assert cpu_library.library() is not None
+    assert len(list(tmp_path.glob("gefen-*/cpu_kernel-*.so"))) == 1

@@ -71,6 +71,19 @@ def add_group(optimizer: Gefen, params: list[Tensor]) -> None:
     optimizer.add_param_group({"params": [params[-1]], "lr": 0.3, "min_quantized_size": 1})
 
 
+def clear_state(optimizer: Gefen, params: list[Tensor]) -> None:
+    optimizer.state[params[0]].clear()
+
+
+def replace_memory_of_state(optimizer: Gefen, params: list[Tensor]) -> None:
+    scale = optimizer.state[params[0]]["scale"]
+    scale.data = scale.data * 2
+
+
+def write_step_unseen(optimizer: Gefen, params: list[Tensor]) -> None:
+    optimizer.state[params[0]]["step"].numpy().fill(1000)
+
+
 def nothing(optimizer: Gefen, params: list[Tensor]) -> None:
     pass
 
@@ -86,6 +99,9 @@ CHANGES = [
     turn_gradient,
     reload,
     add_group,
+    clear_state,
+    replace_memory_of_state,
+    write_step_unseen,
     nothing,
 ]
 
@@ -124,7 +140,7 @@ def test_a_kept_plan_gives_what_a_new_one_gives(change: Callable[..., None], bit
 def test_a_change_makes_a_difference() -> None:
     """The comparison above would pass if both sides ignored the change."""
     results = []
-    for change in (nothing, *CHANGES[:5]):
+    for change in (nothing, *CHANGES[:5], clear_state):
         params = parameters()
         optimizer = Gefen(params, lr=0.01, min_quantized_size=1)
         for step in range(STEPS):
@@ -146,3 +162,80 @@ def test_gradients_are_not_kept() -> None:
         alive = [weakref.ref(param.grad) for param in params]
         optimizer.zero_grad()
         assert not any(reference() is not None for reference in alive)
+
+
+def test_state_that_was_moved_away_is_freed() -> None:
+    params = parameters()
+    optimizer = Gefen(params, min_quantized_size=1)
+    set_gradients(params, 0)
+    optimizer.step()
+    state = optimizer.state[params[0]]
+    alive = weakref.ref(state["index"])
+    state["index"] = state["index"].clone()
+    assert alive() is None
+
+
+def test_a_turned_parameter_is_noticed() -> None:
+    """The same address, number of elements and gradient, but other strides."""
+    results = []
+    for keep in (True, False):
+        generator = torch.Generator().manual_seed(0)
+        param = torch.randn(64, 64, generator=generator).requires_grad_()
+        optimizer = Gefen([param], min_quantized_size=1)
+        for step in range(4):
+            param.grad = torch.randn(64, 64, generator=generator)
+            if step == 2:
+                param.data = param.data.t()
+            if not keep:
+                optimizer._stepper._plan = None
+            optimizer.step()
+        results.append(param.detach().clone())
+    assert torch.equal(*results)
+
+
+def test_backward_through_changed_parameters_is_refused() -> None:
+    params = parameters()
+    optimizer = Gefen(params, min_quantized_size=1)
+    for step in range(2):
+        loss = (params[0] ** 2).sum()
+        set_gradients(params, step)
+        optimizer.step()
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+
+
+class Wrapped(torch.Tensor):
+    """A tensor that says where it lies only when asked through torch, as collectives' results."""
+
+    @staticmethod
+    def __new__(cls: "type[Wrapped]", value: Tensor) -> "Wrapped":
+        wrapped: Wrapped = torch.Tensor._make_wrapper_subclass(cls, value.shape, dtype=value.dtype)
+        wrapped.value = value
+        return wrapped
+
+    @classmethod
+    def __torch_dispatch__(
+        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        def plain(value: Any) -> Any:
+            return value.value if isinstance(value, Wrapped) else value
+
+        return function(*map(plain, args), **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", ["wrapped", "negative"])
+def test_gradients_that_have_no_address_are_left_to_the_reference(kind: str) -> None:
+    results = []
+    for special in (True, False):
+        params = parameters()[:1]
+        optimizer = Gefen(params, lr=0.01, min_quantized_size=1, fused=None if special else False)
+        for step in range(3):
+            set_gradients(params, step)
+            grad = params[0].grad
+            assert grad is not None
+            if special and step == 1:
+                # stored with the other sign, and marked, as the imaginary part of a conjugate is
+                params[0].grad = Wrapped(grad) if kind == "wrapped" else torch._neg_view(-grad)
+            optimizer.step()
+        results.append(params[0].detach().clone())
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5)
