@@ -639,9 +639,8 @@ bool run(const Task* tasks, std::int64_t count, int phase, std::int64_t* bins, i
 
 extern "C" {
 
-// Bytes of a Task and of a Codes, for the caller to compare with its own idea of them.
+// Bytes of a Task, for the caller to compare with its own idea of it.
 std::int64_t gefen_task_bytes() { return sizeof(Task); }
-std::int64_t gefen_codes_bytes() { return sizeof(Codes); }
 
 // Returns 0, or 1 where memory ran out; `phase` is one of enum Phase.
 int gefen_run(const Task* tasks, std::int64_t count, int phase, std::int64_t* bins, int threads) {

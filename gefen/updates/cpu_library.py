@@ -60,8 +60,7 @@ def seconds_to_build() -> float:
 
 def _load(path: Path) -> ctypes.CDLL:
     loaded = ctypes.CDLL(str(path))
-    for name in ("gefen_task_bytes", "gefen_codes_bytes"):
-        getattr(loaded, name).restype = ctypes.c_int64
+    loaded.gefen_task_bytes.restype = ctypes.c_int64
     loaded.gefen_run.argtypes = [
         *(ctypes.c_void_p, ctypes.c_int64, ctypes.c_int),
         *(ctypes.c_void_p, ctypes.c_int),

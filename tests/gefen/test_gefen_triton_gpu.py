@@ -20,6 +20,7 @@ from update_cases import (
     make_entries,
     numbers_of,
     reference_step,
+    same,
 )
 
 from gefen.codes import Codes
@@ -53,13 +54,6 @@ def entries_of(
     entries = make_entries(cases, dtype, codes, seed)
     assert all(map(supports, entries))
     return entries
-
-
-def same(a: list[Entry], b: list[Entry]) -> bool:
-    return all(
-        torch.equal(x.param, y.param) and all(torch.equal(x.state[n], y.state[n]) for n in x.state)
-        for x, y in zip(a, b, strict=True)
-    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -21,6 +21,7 @@ from update_cases import (
     make_entries,
     numbers_of,
     reference_step,
+    same,
     unpacked,
 )
 
@@ -70,13 +71,6 @@ def check(entries: list[Entry]) -> None:
     found = run(entries)
     reference_step(entries, CODES)
     compare(found, entries)
-
-
-def same(a: list[Entry], b: list[Entry]) -> bool:
-    return all(
-        torch.equal(x.param, y.param) and all(torch.equal(x.state[n], y.state[n]) for n in x.state)
-        for x, y in zip(a, b, strict=True)
-    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

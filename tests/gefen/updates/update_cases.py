@@ -1,4 +1,4 @@
-"""Parameters in the middle of training, for comparing the Triton kernels with the reference."""
+"""Parameters in the middle of training, for comparing fused updates with the reference."""
 
 import dataclasses
 import math
@@ -167,6 +167,14 @@ def unpacked(entry: Entry) -> Tensor:
     if entry.layout.first_moment_bits == 4:
         index = torch.stack([index & 15, index >> 4], dim=-1).view(rows, -1)
     return index
+
+
+def same(a: Sequence[Entry], b: Sequence[Entry]) -> bool:
+    """Whether parameters and state are equal bit for bit."""
+    return all(
+        torch.equal(x.param, y.param) and all(torch.equal(x.state[n], y.state[n]) for n in x.state)
+        for x, y in zip(a, b, strict=True)
+    )
 
 
 def compare(found: Sequence[Entry], expected: Sequence[Entry]) -> None:
