@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gefen.layout import GRADIENT_RULES
 from gefen.sharding import check_placements, is_sharded
+from gefen.updates.memory import CPU_DTYPES, TRITON_DTYPES
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -80,7 +81,7 @@ def check_parameter(param: Tensor, group: Mapping[str, Any]) -> None:
             f"Gefen needs dense float16, bfloat16, float32 or float64 parameters, "
             f"not {param.dtype} with layout {param.layout}."
         )
-    if group["fused"] and (param.device.type, param.dtype) not in _fused_kinds(param):
+    if group["fused"] and param.dtype not in _fused_dtypes(param.device.type):
         raise ValueError(
             f"fused=True is not available for {param.dtype} parameters on "
             f"{param.device.type}; use fused=None."
@@ -93,10 +94,8 @@ def check_parameter(param: Tensor, group: Mapping[str, Any]) -> None:
         )
 
 
-def _fused_kinds(param: Tensor) -> set[tuple[str, torch.dtype]]:
-    """Devices and dtypes that have a fused update; `gefen.updates` decides the rest."""
-    if param.device.type == "cpu":
-        return {("cpu", torch.float32), ("cpu", torch.bfloat16)}
-    triton = param.device.type in ("cuda", "xpu") and find_spec("triton") is not None
-    dtypes = (torch.float32, torch.bfloat16, torch.float16) if triton else ()
-    return {(param.device.type, dtype) for dtype in dtypes}
+def _fused_dtypes(device: str) -> tuple[torch.dtype, ...]:
+    """Dtypes that have a fused update on a type of device."""
+    if device == "cpu":
+        return CPU_DTYPES
+    return TRITON_DTYPES if device in ("cuda", "xpu") and find_spec("triton") else ()

@@ -17,11 +17,11 @@ from gefen.codebook import BINS
 from gefen.codes import Codes
 from gefen.updates.cpu_library import library
 from gefen.updates.entry import Entry
-from gefen.updates.memory import is_addressable, takes_gradient
+from gefen.updates.memory import CPU_DTYPES, is_addressable, takes_gradient
 from gefen.updates.square_sums import SquareSums
 
 MAX_GROUP = 1 << 16  # elements of a group, for each of which a thread has 13 bytes of scratch
-_ELEMENTS = {torch.float32: 0, torch.bfloat16: 1}
+_ELEMENTS = {dtype: number for number, dtype in enumerate(CPU_DTYPES)}
 _EXACT, _BLOCK, _FACTORED = 0, 1, 2
 _SUMS, _UPDATE, _HISTOGRAM = 0, 1, 2
 
@@ -42,7 +42,7 @@ _TASK = np.dtype(
 def supports(entry: Entry) -> bool:
     """Return whether the kernels take a parameter: its device, dtype, layout and memory."""
     layout, geometry = entry.layout, entry.layout.geometry
-    if entry.param.device.type != "cpu" or not is_addressable(entry, tuple(_ELEMENTS)):
+    if entry.param.device.type != "cpu" or not is_addressable(entry, CPU_DTYPES):
         return False
     if geometry is None:
         return layout.second_moment == "none"

@@ -2,14 +2,10 @@
 
 import os
 
-import torch
-
 from gefen.updates.device_table import MAX_COLUMNS
 from gefen.updates.device_tiles import CHUNKS, chunks_of_unit
 from gefen.updates.entry import Entry
-from gefen.updates.memory import is_addressable
-
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+from gefen.updates.memory import TRITON_DTYPES, is_addressable
 
 
 def supports(entry: Entry) -> bool:
@@ -18,7 +14,7 @@ def supports(entry: Entry) -> bool:
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if param.device.type == "cpu" and not interpreted:
         return False
-    if not is_addressable(entry, _DTYPES):
+    if not is_addressable(entry, TRITON_DTYPES):
         return False
     if layout.geometry is None:
         return layout.second_moment == "none"

@@ -6,6 +6,9 @@ from torch.nn import Parameter
 
 from gefen.updates.entry import Entry
 
+CPU_DTYPES = (torch.float32, torch.bfloat16)
+TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
 
 def is_plain(tensor: Tensor) -> bool:
     """Return whether a tensor's memory is its values: no subclass, no pending sign, no gaps."""
