@@ -193,7 +193,7 @@ def _empty_sums(entry: Entry) -> SquareSums:
 class _Tables:
     """A codebook's tables for the kernels, and their addresses in the order of struct Codes."""
 
-    next_levels: Tensor
+    segments: Tensor
     addresses: NDArray[np.uint64]
 
     @property
@@ -203,8 +203,9 @@ class _Tables:
 
     @classmethod
     def of(cls, codes: Codes) -> "_Tables":
-        levels = codes.levels_bits.view(torch.float32)
+        levels, slopes = (x.view(torch.float32) for x in (codes.levels_bits, codes.slope_bits))
         above = levels.roll(-1)
         above[int((levels < 1).sum()) :] = torch.inf
-        tables = (codes.levels_bits, codes.slope_bits, codes.below, above)
-        return cls(above, np.array([table.data_ptr() for table in tables], dtype=np.uint64))
+        segments = torch.stack([levels, slopes, above, slopes.roll(-1)], dim=1).contiguous()
+        tables = (codes.levels_bits, segments, codes.below)
+        return cls(segments, np.array([table.data_ptr() for table in tables], dtype=np.uint64))

@@ -26,7 +26,8 @@ constexpr int kCells = 4 * kBins;
 constexpr std::int64_t kWave = 1 << 21;   // elements of a wave: 8 MiB of float32 gradients
 constexpr std::int64_t kTile = 1 << 15;   // elements a thread takes at a time
 constexpr std::int64_t kStripBytes = 16 << 20;
-constexpr std::int64_t kPiece = 512;      // values whose codes are sought together; even
+constexpr std::int64_t kPiece = 512;      // values whose codes are sought together
+constexpr int kLanes = 8;                 // divides kPiece
 constexpr int kStrips = 32;
 constexpr float kSmallest = 1.40129846e-45f;  // of float32: as a lower bound it changes only zero
 
@@ -34,11 +35,17 @@ enum Kind : std::int32_t { kExact = 0, kBlock = 1, kFactored = 2 };
 enum Element : std::int32_t { kFloat32 = 0, kBfloat16 = 1 };
 enum Phase : std::int32_t { kSums = 0, kUpdate = 1, kHistogram = 2 };
 
+struct Segment {  // from a level to the one above
+  float level;
+  float slope;       // 2^24 over the distance to the level above
+  float next;        // the level above, infinite at the top
+  float next_slope;
+};
+
 struct Codes {
   const float* levels;        // 2^bits
-  const float* slopes;        // 2^bits: 2^24 over the distance to the next level
+  const Segment* segments;    // 2^bits
   const std::uint8_t* below;  // kCells + 1: levels above -1 in lower cells
-  const float* next;          // 2^bits: the level above, infinite at the top
 };
 
 struct Numbers {
@@ -273,6 +280,7 @@ void read_codes(const Task& task, std::int64_t row, std::int64_t start, std::int
   const float* levels = task.codes->levels;
   if (task.bits == 8) {
     const std::uint8_t* index = task.index + row * task.columns + start;
+#pragma GCC unroll 8
     for (std::int64_t j = 0; j < count; ++j) moment[j] = levels[index[j]] * scale;
     return;
   }
@@ -284,33 +292,85 @@ void read_codes(const Task& task, std::int64_t row, std::int64_t start, std::int
   if (count % 2) moment[count - 1] = levels[index[count / 2] & 15] * scale;
 }
 
+using Eight = float __attribute__((vector_size(32)));
+using Words = std::int32_t __attribute__((vector_size(32)));
+
+#if defined(__clang__) || __GNUC__ >= 12
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, Words{__VA_ARGS__})
+#endif
+
+// Two segments, one behind the other.
+Eight segments_of(const Segment* segments, std::int32_t low, std::int32_t high) {
+  Floats a, b;
+  std::memcpy(&a, segments + low, sizeof a);
+  std::memcpy(&b, segments + high, sizeof b);
+#if defined(__clang__) || __GNUC__ >= 12
+  return __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7);
+#else
+  return Eight{a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]};
+#endif
+}
+
+// The codes of eight values from the number of levels in lower cells, in place. A segment is one
+// load, and eight of them are transposed: four gathers would take twice as long.
+void round_eight(const Segment* segments, const float* scaled, const float* limit,
+                 std::int32_t* codes) {
+  const Eight a = segments_of(segments, codes[0], codes[4]);
+  const Eight b = segments_of(segments, codes[1], codes[5]);
+  const Eight c = segments_of(segments, codes[2], codes[6]);
+  const Eight d = segments_of(segments, codes[3], codes[7]);
+  const Eight ab = SHUFFLE(a, b, 0, 8, 1, 9, 4, 12, 5, 13);
+  const Eight cd = SHUFFLE(c, d, 0, 8, 1, 9, 4, 12, 5, 13);
+  const Eight ab_next = SHUFFLE(a, b, 2, 10, 3, 11, 6, 14, 7, 15);
+  const Eight cd_next = SHUFFLE(c, d, 2, 10, 3, 11, 6, 14, 7, 15);
+  const Eight next = SHUFFLE(ab_next, cd_next, 0, 1, 8, 9, 4, 5, 12, 13);
+  Eight level = SHUFFLE(ab, cd, 0, 1, 8, 9, 4, 5, 12, 13);
+  Eight slope = SHUFFLE(ab, cd, 2, 3, 10, 11, 6, 7, 14, 15);
+  Eight value, most;
+  Words code;
+  std::memcpy(&value, scaled, sizeof value);
+  std::memcpy(&most, limit, sizeof most);
+  std::memcpy(&code, codes, sizeof code);
+  const Words beyond = value >= next;  // a cell has one level at most; -1 where it is passed
+  level = beyond ? next : level;
+  slope = beyond ? SHUFFLE(ab_next, cd_next, 2, 3, 10, 11, 6, 7, 14, 15) : slope;
+  const Words up = (value - level) * slope > most;
+  code -= beyond + up;
+  std::memcpy(codes, &code, sizeof code);
+}
+
 // Codes of `count` values, rounded up with the probability that leaves their mean unchanged.
 void find_codes(const Codes& table, const float* __restrict value, std::int64_t count, float divisor,
                 std::uint32_t row_key, std::uint32_t column, std::uint8_t* __restrict codes) {
   constexpr float half = kCells / 2;
   float scaled[kPiece], limit[kPiece];
-  std::int32_t cells[kPiece];
-  for (std::int64_t j = 0; j < count; ++j) {
+  std::int32_t found[kPiece];  // the cell, then the code
+  for (std::uint32_t j = 0; j < static_cast<std::uint32_t>(count); ++j) {  // as wide as the hash
     scaled[j] = value[j] / divisor;
     float position = scaled[j] * half + half;
     position = position > 0 ? position : 0;  // NaN too gets a valid cell
     position = position < kCells ? position : kCells;
-    cells[j] = static_cast<std::int32_t>(position);
-    std::uint32_t x = row_key + (column + static_cast<std::uint32_t>(j)) * 0x85EBCA77u;
+    found[j] = static_cast<std::int32_t>(position);
+    std::uint32_t x = row_key + (column + j) * 0x85EBCA77u;
     x ^= x >> 15;
     x *= 0x7FEB352Du;
     x ^= x >> 13;
     x *= 0x846CA68Bu;
     limit[j] = static_cast<float>(static_cast<std::int32_t>(x >> 8));
   }
-  const float *levels = table.levels, *slopes = table.slopes, *next = table.next;
   const std::uint8_t* below = table.below;
-  for (std::int64_t j = 0; j < count; ++j) {
-    std::uint32_t code = below[cells[j]];
-    code += scaled[j] >= next[code];  // a cell has one level at most
-    code += (scaled[j] - levels[code]) * slopes[code] > limit[j];
-    codes[j] = static_cast<std::uint8_t>(code);
+#pragma GCC unroll 8
+  for (std::int64_t j = 0; j < count; ++j) found[j] = below[found[j]];
+  const std::int64_t padded = (count + kLanes - 1) / kLanes * kLanes;
+  std::fill(found + count, found + padded, 0);
+  std::fill(scaled + count, scaled + padded, 0.0f);
+  std::fill(limit + count, limit + padded, 0.0f);
+  for (std::int64_t j = 0; j < count; j += kLanes) {
+    round_eight(table.segments, scaled + j, limit + j, found + j);
   }
+  for (std::int64_t j = 0; j < count; ++j) codes[j] = static_cast<std::uint8_t>(found[j]);
 }
 
 void write_codes(const Task& task, std::int64_t row, std::int64_t start, std::int64_t count,
