@@ -17,9 +17,14 @@ class Progress:
 
     step: int = 0
     train_seconds: float = 0.0
+    meter_seconds: float = 0.0
+    energy_joules: float | None = None
+    peaks: dict[str, int] = field(default_factory=dict)
+    reserved: dict[str, int] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
     forward_backward_seconds: list[float] = field(default_factory=list)
     optimizer_seconds: list[float] = field(default_factory=list)
+    elapsed_seconds: list[float] = field(default_factory=list)  # train_seconds after each step
     losses: list[float] = field(default_factory=list)
     evaluations: list[tuple[int, float]] = field(default_factory=list)
     nonfinite_gradients_total: int = 0

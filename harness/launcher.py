@@ -19,6 +19,7 @@ from harness.errors import UserError
 from harness.provenance import utc_now
 
 PROGRESS_MARK = "@progress "
+FACTS_MARK = "@facts "
 OnProgress = Callable[[dict[str, Any]], None]
 
 
@@ -60,6 +61,7 @@ def _next_attempt(directory: Path) -> int:
 def _run(cell: Cell, task: dict[str, Any], on_progress: OnProgress) -> store.Record:
     kills, parent = _oom_kills(), str(os.getpid())
     failure_record = blank_record(task, cell.config.device)
+    facts: dict[str, Any] = {}
     with (cell.directory / "log.txt").open("a") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "harness.worker", str(cell.directory.resolve()), parent],
@@ -72,7 +74,7 @@ def _run(cell: Cell, task: dict[str, Any], on_progress: OnProgress) -> store.Rec
         )
         assert process.stdout is not None
         reader = threading.Thread(
-            target=_relay, args=(process.stdout, log, on_progress), daemon=True
+            target=_relay, args=(process.stdout, log, on_progress, facts), daemon=True
         )
         reader.start()
         failure = None
@@ -85,7 +87,7 @@ def _run(cell: Cell, task: dict[str, Any], on_progress: OnProgress) -> store.Rec
         except KeyboardInterrupt:
             _kill(process)
             if _written(cell, task) is None:
-                _failed(cell, failure_record, "interrupted", "Interrupted by the user.")
+                _failed(cell, failure_record, "interrupted", "Interrupted by the user.", facts)
             raise
         reader.join(timeout=10)
     # A worker that was ended while it closed its dashboard has its result on disk already.
@@ -93,7 +95,7 @@ def _run(cell: Cell, task: dict[str, Any], on_progress: OnProgress) -> store.Rec
     if record is not None:
         return record
     status, error = failure or _explain(process.returncode, kills, cell.directory / "log.txt")
-    return _failed(cell, failure_record, status, error)
+    return _failed(cell, failure_record, status, error, facts)
 
 
 def _written(cell: Cell, task: dict[str, Any]) -> store.Record | None:
@@ -105,22 +107,45 @@ def _written(cell: Cell, task: dict[str, Any]) -> store.Record | None:
     return record if record.attempt == task["attempt"] else None
 
 
-def _failed(cell: Cell, record: store.Record, status: str, error: str) -> store.Record:
+def _failed(
+    cell: Cell, record: store.Record, status: str, error: str, facts: dict[str, Any]
+) -> store.Record:
+    """Write the record of a worker that could not: with what it had told before it ended.
+
+    `failure_bytes` of an oom is then the most that it had reported at the start of a phase or at
+    a logged step: a lower bound of what it held when the kernel ended it.
+    """
     record.status, record.error = status, error
+    record.metrics = dict(facts.get("metrics", {}))
+    if "phase" in facts:
+        record.metrics["failed_phase"] = facts["phase"]
+    if status == "oom":
+        record.metrics["failure_bytes"] = facts.get("bytes")
     record.provenance["finished_utc"] = utc_now()
     store.write_record(cell.directory, record)
     return record
 
 
-def _relay(stream: IO[str], log: IO[str], on_progress: OnProgress) -> None:
-    """Progress lines go to the caller, whatever else a library prints goes to the log."""
+def _relay(stream: IO[str], log: IO[str], on_progress: OnProgress, facts: dict[str, Any]) -> None:
+    """Progress lines go to the caller, facts to `facts`, what else a library prints to the log."""
     for line in stream:
         if line.startswith(PROGRESS_MARK):
             with contextlib.suppress(ValueError):
                 on_progress(json.loads(line[len(PROGRESS_MARK) :]))
+        elif line.startswith(FACTS_MARK):
+            with contextlib.suppress(ValueError):
+                _learn(facts, json.loads(line[len(FACTS_MARK) :]))
         else:
             log.write(line)
             log.flush()
+
+
+def _learn(facts: dict[str, Any], new: dict[str, Any]) -> None:
+    """Add what a worker told to what it told before."""
+    facts["phase"] = new["phase"]
+    facts.setdefault("metrics", {}).update(new.get("metrics", {}))
+    if "bytes" in new:
+        facts["bytes"] = max(new["bytes"], facts.get("bytes", 0))
 
 
 def _kill(process: "subprocess.Popen[str]") -> None:

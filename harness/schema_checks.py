@@ -3,11 +3,11 @@
 import math
 
 from harness.errors import UserError
-from harness.schema_types import OptimizerConfig, RunConfig, TaskConfig
+from harness.schema_types import LaunchConfig, OptimizerConfig, RunConfig, TaskConfig
 
 PRECISIONS = ("fp32", "bf16_mixed", "bf16_pure")
 TASKS = ("pretrain", "memory")
-FAMILIES = ("gpt2", "llama")
+FAMILIES = ("gpt2", "llama", "mixtral", "qwen3")
 SOURCES = ("python_source", "text_files", "hub")
 DEVICES = ("auto", "cpu", "cuda")
 TRACKERS = ("none", "wandb")
@@ -77,7 +77,15 @@ def _validate_sizes(config: RunConfig) -> None:
                 f"data.vocab_size={config.data.vocab_size} is larger than the vocabulary of model "
                 f"{config.model.name}; choose data.vocab_size <= {vocab_size}."
             )
-    _above_zero("launch.timeout_seconds", config.launch.timeout_seconds)
+    _validate_launch(config.launch)
+
+
+def _validate_launch(launch: LaunchConfig) -> None:
+    _above_zero("launch.timeout_seconds", launch.timeout_seconds)
+    if launch.limit is not None:
+        _at_least("launch.limit", launch.limit, 1)
+    if launch.time_budget_minutes is not None:
+        _above_zero("launch.time_budget_minutes", launch.time_budget_minutes)
 
 
 def _validate_optimizer(optimizer: OptimizerConfig) -> None:
@@ -99,6 +107,8 @@ def _validate_schedule(task: TaskConfig) -> None:
         _at_least(f"task.{key}", getattr(task, key), 1)
     for key in ("grad_clip", "spike_mads"):
         _above_zero(f"task.{key}", getattr(task, key))
+    if task.memory_cap_gib is not None:
+        _above_zero("task.memory_cap_gib", task.memory_cap_gib)
     if task.warmup_steps >= task.steps:
         raise UserError(
             f"task.warmup_steps={task.warmup_steps} leaves nothing of task.steps={task.steps}; "

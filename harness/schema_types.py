@@ -30,7 +30,8 @@ class ModelConfig:
     """A decoder by its shape, or a pretrained one by `path` (hub id or local folder).
 
     `vocab_size` null takes the data's vocabulary; `kv_heads` null equals `heads`;
-    `intermediate_size` null is 4 x hidden (GPT-2) or the family's own rule.
+    `intermediate_size` null is 4 x hidden (GPT-2) or the family's own rule. `experts` of a mixture
+    have `intermediate_size` each, and `experts_per_token` of them see a token; null elsewhere.
     """
 
     name: str = "gpt2_4m"
@@ -41,6 +42,8 @@ class ModelConfig:
     kv_heads: int | None = None
     head_size: int | None = None
     intermediate_size: int | None = None
+    experts: int | None = None
+    experts_per_token: int | None = None
     vocab_size: int | None = None
     max_positions: int = 1024
     tie_embeddings: bool = True
@@ -81,6 +84,8 @@ class TaskConfig:
 
     The learning rate warms up linearly over `warmup_steps`, then follows a cosine down to
     `min_lr_ratio` x peak at `steps`. Evaluation reads `eval_tokens` tokens of `eval_split`.
+    `memory_cap_gib` imitates a smaller machine: a run that needs more GiB ends as oom (CUDA: what
+    the process may reserve; CPU: what it may add to itself after its imports); null for no cap.
     """
 
     kind: str = "pretrain"
@@ -99,6 +104,7 @@ class TaskConfig:
     divergence_window: int = 50
     warmup_optimizer_steps: int = 10
     timed_optimizer_steps: int = 20
+    memory_cap_gib: float | None = None
 
 
 @dataclass
@@ -113,15 +119,21 @@ class TrackerConfig:
 
 @dataclass
 class LaunchConfig:
-    """How cells are started; none of it changes a result."""
+    """How cells are started; none of it changes a result.
+
+    `limit` is the number of cells that a command runs at most, `time_budget_minutes` the time after
+    which it starts no further one.
+    """
 
     timeout_seconds: float = 7200.0
     dry_run: bool = False
+    limit: int | None = None
+    time_budget_minutes: float | None = None
 
 
 @dataclass
 class StudyConfig:
-    """A named set of cells: each part has fixed `overrides` and a `sweep` over lists of values."""
+    """A named set of cells; `harness.studies.searches` says what a part may have."""
 
     name: str = "adhoc"
     title: str = ""

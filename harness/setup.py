@@ -1,8 +1,8 @@
 """What every task starts from: device, seeds, data, model, optimizer and meters."""
 
+import gc
 import importlib
 import random
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,11 +10,14 @@ from typing import Any
 
 import accelerate
 import numpy as np
-import psutil
 import torch
 from torch import nn
 
 from harness import data, models, optimizers
+from harness.facts import Facts
+from harness.meters import limits
+from harness.meters.energy import EnergyMeter
+from harness.meters.flops import flops_of
 from harness.meters.memory import (
     MemoryMeter,
     optimizer_held_bytes,
@@ -26,6 +29,7 @@ from harness.schema import RunConfig
 from harness.trackers import Tracker
 
 Row = tuple[int, int, float, str, float]  # step, tokens, train_seconds, key, value
+PARTS = ("process", "import", "data", "model")  # of a start-up; building kernels is apart
 
 
 @dataclass
@@ -51,9 +55,9 @@ class Setup:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     meter: MemoryMeter
+    energy: EnergyMeter
     tracker: Tracker
-    startup_seconds: float
-    kernel_build_seconds: float
+    facts: Facts
 
     @classmethod
     def build(
@@ -63,32 +67,34 @@ class Setup:
         directory: Path,
         report: Callable[..., None],
         tracker: Tracker,
+        facts: Facts,
     ) -> "Setup":
-        """Seed, load data, build model and optimizer; the memory baseline follows the imports."""
+        """Seed, load data, build model and optimizer; the memory baseline follows the imports.
+
+        `facts` gets the parts of the start-up, the meter and the cap; the cap holds from here on.
+        """
         accelerator = _accelerator(config)
         _make_deterministic(config)
         _import_everything(config)
-        meter = MemoryMeter(accelerator.device)
+        cap = _cap_bytes(config)
+        meter = facts.meter = MemoryMeter(accelerator.device, cap, facts.enter)
+        # Imports make half a million objects that stay: no collection need walk them again.
+        gc.freeze()
+        facts.add(startup_import_seconds=facts.laps.lap(), memory_cap_bytes=cap)
         report(phase="loading data and model")
-        corpus = data.prepare(config.data, Path(job["cache"]) / "data", progress=False)
-        kernel_build_seconds = optimizers.prepare(config.optimizer)
+        corpus = _prepare(config, job, facts)
+        if cap is not None:
+            limits.enforce(cap, accelerator.device, meter.baseline_data_bytes)
         with meter.phase("model"):
             model = build_model(config, corpus.vocab_size, accelerator.device)
             optimizer = optimizers.build_optimizer(model, config.optimizer)
+        facts.add(startup_model_seconds=facts.laps.lap())
+        facts.add(startup_seconds=sum(facts.metrics[f"startup_{part}_seconds"] for part in PARTS))
+        energy = EnergyMeter(accelerator.device)
         return cls(
-            config=config,
-            job=job,
-            directory=directory,
-            report=report,
-            accelerator=accelerator,
-            corpus=corpus,
-            model=model,
-            optimizer=optimizer,
-            meter=meter,
-            tracker=tracker,
-            startup_seconds=time.time() - psutil.Process().create_time(),
-            kernel_build_seconds=kernel_build_seconds,
-        )
+            config, job, directory, report, accelerator, corpus,
+            model, optimizer, meter, energy, tracker, facts,
+        )  # fmt: skip
 
     @property
     def device(self) -> torch.device:
@@ -121,13 +127,20 @@ class Setup:
 
     def byte_metrics(self) -> dict[str, Any]:
         """Counted, predicted and serialised bytes; call when state and gradients exist."""
+        return {
+            **self.counted_bytes(),
+            "optimizer_state_predicted_bytes": optimizers.state_bytes(
+                self.config.optimizer, self._specs(), next(self.model.parameters()).element_size()
+            ),
+            "optimizer_checkpoint_bytes": serialized_bytes(self.optimizer.state_dict()),
+            "baseline_bytes": self.meter.baseline_bytes,
+        }
+
+    def counted_bytes(self) -> dict[str, Any]:
+        """Bytes of the storages that exist now; allocates nothing."""
         parameters = list(self.model.parameters())
         count = sum(p.numel() for p in parameters)
         state = optimizer_state_bytes(self.optimizer)
-        specs = [
-            models.ParameterSpec(name, tuple(p.shape), p.requires_grad)
-            for name, p in self.model.named_parameters()
-        ]
         return {
             "parameters": count,
             "parameter_bytes": tensors_bytes(parameters),
@@ -135,15 +148,36 @@ class Setup:
             "optimizer_state_bytes": state,
             # Tables beside the state, such as decoding tables, are named apart.
             "optimizer_tables_bytes": optimizer_held_bytes(self.optimizer) - state,
-            "optimizer_state_predicted_bytes": optimizers.state_bytes(
-                self.config.optimizer, specs, parameters[0].element_size()
-            ),
-            "optimizer_checkpoint_bytes": serialized_bytes(self.optimizer.state_dict()),
             "state_bytes_per_parameter": state / count,
-            "baseline_bytes": self.meter.baseline_bytes,
-            "startup_seconds": self.startup_seconds,
-            "kernel_build_seconds": self.kernel_build_seconds,
         }
+
+    def flop_metrics(self) -> dict[str, int | None]:
+        """FLOPs of one training step: the model's passes, and the optimizer's update."""
+        return {
+            "model_flops_per_step": flops_of(self.model, self.config.seq_len, self.tokens_per_step),
+            "optimizer_flops_per_step": optimizers.flops(self.config.optimizer, self._specs()),
+        }
+
+    def _specs(self) -> list[models.ParameterSpec]:
+        return [
+            models.ParameterSpec(name, tuple(p.shape), p.requires_grad)
+            for name, p in self.model.named_parameters()
+        ]
+
+
+def _prepare(config: RunConfig, job: dict[str, Any], facts: Facts) -> data.Corpus:
+    """The data, and what the optimizer compiles once a machine; each with its own time."""
+    facts.enter("data")
+    corpus = data.prepare(config.data, Path(job["cache"]) / "data", progress=False)
+    facts.add(startup_data_seconds=facts.laps.lap())
+    facts.add(kernel_build_seconds=optimizers.prepare(config.optimizer))
+    facts.laps.lap()
+    return corpus
+
+
+def _cap_bytes(config: RunConfig) -> int | None:
+    cap = config.task.memory_cap_gib
+    return None if cap is None else int(cap * 2**30)
 
 
 def _import_everything(config: RunConfig) -> None:
@@ -153,11 +187,13 @@ def _import_everything(config: RunConfig) -> None:
     """
     family = config.model.family
     for package in (
-        *optimizers.entries()[config.optimizer.name].imports,
+        *optimizers.find(config.optimizer.name).imports,
         "torch._dynamo",
         f"transformers.models.{family}.modeling_{family}",
     ):
         importlib.import_module(package)
+    # Large enough to start the threads of OpenMP, whose stacks are no memory of the cell.
+    torch.ones(1 << 18).add_(1)
     small = nn.Linear(8, 8)
     small(torch.ones(1, 8)).sum().backward()
     torch.optim.AdamW(small.parameters()).step()

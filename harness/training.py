@@ -1,16 +1,23 @@
 """task.kind=pretrain: the training loop, its checkpoints and its curve."""
 
+import contextlib
 import itertools
 import math
 
 import torch
 
 from harness import checkpoint, data
-from harness.meters.stability import LossWatch, update_rms
-from harness.meters.timing import Stopwatch, frozen_gc, summarize
+from harness.meters.stability import LossWatch, UpdateMeter
+from harness.meters.timing import Stopwatch, Total, frozen_gc, summarize
 from harness.schema import TaskConfig
-from harness.setup import Outcome, Setup
-from harness.training_metrics import bits_per_byte, perplexity, training_metrics
+from harness.setup import Outcome, Row, Setup
+from harness.training_metrics import (
+    bits_per_byte,
+    partial_metrics,
+    perplexity,
+    raw_rows,
+    training_metrics,
+)
 
 
 def learning_rate_factor(step: int, task: TaskConfig) -> float:
@@ -38,43 +45,76 @@ class Run:
             self.task.spike_window, self.task.spike_mads, self.task.divergence_window
         )
         self.progress = checkpoint.load(setup, self.watch)
+        self.updates = UpdateMeter(setup.model.parameters())
+        self.metering = Total(setup.device)
         self.grad_norm = self.update_rms = math.nan
+        self.earlier_joules = 0.0 if self.progress.step == 0 else self.progress.energy_joules
+        setup.meter.seconds = 0.0  # until here it is the start-up's
         self._replay()
 
     def train(self) -> Outcome:
         """Run to the end of the schedule or to divergence."""
         setup, progress = self.setup, self.progress
+        setup.facts.add(resumed_at_step=progress.resumed_at_step, **setup.flop_metrics())
+        setup.facts.collect = lambda: (partial_metrics(setup, progress, self.watch), self._rows())
+        # Evaluations and checkpoints lie between the readings too: the counter knows no phases.
+        setup.energy.start()
         if progress.step == 0:
             self._evaluate()
-        with frozen_gc():
-            # The peak is that of steps alone: no evaluation, logging or checkpoint inside.
-            for phase in ("first_training_step", "training_step"):
-                if progress.step < self.task.steps:
-                    with setup.meter.phase(phase):
-                        self._step()
-                    self._after_step()
+        with contextlib.ExitStack() as stack:
+            with self.metering:
+                stack.enter_context(frozen_gc())
+            # The peak is that of steps alone: no evaluation, logging or checkpoint inside. The
+            # first step of a resumed process is cold too, and none of the run's own phases.
+            first = "first_training_step" if progress.step == 0 else "resumed_training_step"
+            for phase in (first, "training_step"):
+                if progress.step < self.task.steps and not self.watch.diverged:
+                    self._measured_step(phase)
             while progress.step < self.task.steps and not self.watch.diverged:
                 self._step()
                 self._after_step()
+        self._read_meters()
         diverged = self.watch.diverged or not math.isfinite(progress.evaluations[-1][1])
         metrics = training_metrics(setup, progress, self.watch, diverged)
         if diverged:
             error = f"The loss diverged by step {progress.step}."
-            return Outcome("diverged", metrics, progress.rows, error)
-        return Outcome("done", metrics, progress.rows)
+            return Outcome("diverged", metrics, self._rows(), error)
+        return Outcome("done", metrics, self._rows())
+
+    def _measured_step(self, phase: str) -> None:
+        meter, progress = self.setup.meter, self.progress
+        with meter.phase(phase):
+            self._step()
+        for kept, found in ((progress.peaks, meter.peaks), (progress.reserved, meter.reserved)):
+            kept |= {name: max(value, kept.get(name, 0)) for name, value in found.items()}
+        self._after_step()
+
+    def _rows(self) -> list[Row]:
+        return [*self.progress.rows, *raw_rows(self.progress, self.setup.tokens_per_step)]
+
+    def _read_meters(self) -> None:
+        """Bring what the meters took and found into the progress, which checkpoints keep."""
+        progress, setup = self.progress, self.setup
+        progress.meter_seconds += self.metering.seconds + setup.meter.seconds
+        self.metering.seconds = setup.meter.seconds = 0.0
+        joules, earlier = setup.energy.joules(), self.earlier_joules
+        progress.energy_joules = None if joules is None or earlier is None else earlier + joules
 
     def _after_step(self) -> None:
         """Log, evaluate and save when it is time; none of it counts as training time."""
         step, task = self.progress.step, self.task
         last = step == task.steps or self.watch.diverged
         if last or step % task.log_every_steps == 0:
-            self._log()
+            with self.metering:
+                self._log()
         if self.watch.diverged:
             return
         if last or step % task.eval_every_steps == 0:
             self._evaluate()
         if task.checkpoint_every_steps and step % task.checkpoint_every_steps == 0 and not last:
-            checkpoint.save(self.setup, self.progress, self.watch)
+            self._read_meters()
+            with self.setup.facts.during("checkpoint"):
+                checkpoint.save(self.setup, self.progress, self.watch)
 
     def _step(self) -> None:
         """One optimizer step: forward and backward, clipping, update; times kept apart."""
@@ -92,34 +132,38 @@ class Run:
                 loss += part.detach().float()
         with Stopwatch(setup.device) as clip:
             norm = torch.nn.utils.clip_grad_norm_(setup.model.parameters(), self.task.grad_clip)
-        before = self._snapshot()
-        self.update_rms = math.nan  # measured in logged steps alone
+        # Measured in steps that are logged alone: a copy costs time.
+        logged = (progress.step + 1) % self.task.log_every_steps == 0
+        if logged:
+            with self.metering:
+                self.updates.before()
         with Stopwatch(setup.device) as update:
             setup.optimizer.step()
-        if before is not None:
-            self._measure_update(before)
+        with self.metering:
+            self.update_rms = self.updates.after() if logged else math.nan
         setup.optimizer.zero_grad(set_to_none=True)
-        progress.step += 1
         progress.train_seconds += forward.seconds + clip.seconds + update.seconds
-        progress.forward_backward_seconds.append(forward.seconds)
-        progress.optimizer_seconds.append(update.seconds)
-        progress.losses.append(float(loss))
-        self.watch.update(progress.losses[-1])
-        self.grad_norm = float(norm)
-        progress.nonfinite_gradients_total += not math.isfinite(self.grad_norm)
+        with self.metering:
+            self._take(float(loss), float(norm), forward.seconds, update.seconds)
+
+    def _take(self, loss: float, norm: float, forward: float, update: float) -> None:
+        """Keep what one step gave: nats per token, gradient norm before clipping, seconds."""
+        progress = self.progress
+        progress.step += 1
+        progress.forward_backward_seconds.append(forward)
+        progress.optimizer_seconds.append(update)
+        progress.elapsed_seconds.append(progress.train_seconds)
+        progress.losses.append(loss)
+        self.watch.update(loss)
+        self.grad_norm = norm
+        progress.nonfinite_gradients_total += not math.isfinite(norm)
+        if math.isfinite(self.update_rms):
+            progress.largest_update_rms = max(progress.largest_update_rms, self.update_rms)
         if progress.step % self.task.log_every_steps == 0 or progress.step == 1:
-            setup.report(phase="training", step=progress.step, steps=self.task.steps,
-                         loss=progress.losses[-1])  # fmt: skip
-
-    def _snapshot(self) -> list[torch.Tensor] | None:
-        """The parameters before a step that will be logged; None otherwise (a copy costs time)."""
-        if (self.progress.step + 1) % self.task.log_every_steps:
-            return None
-        return [p.detach().clone() for p in self.setup.model.parameters()]
-
-    def _measure_update(self, before: list[torch.Tensor]) -> None:
-        self.update_rms = update_rms(before, list(self.setup.model.parameters()))
-        self.progress.largest_update_rms = max(self.progress.largest_update_rms, self.update_rms)
+            self.setup.report(
+                phase="training", step=progress.step, steps=self.task.steps, loss=loss
+            )
+            self.setup.facts.tell_bytes()
 
     def _record(self, values: dict[str, float]) -> None:
         """One row a value in the curve, and the same to the tracker."""
@@ -171,11 +215,12 @@ class Run:
         setup.model.eval()
         tokens = setup.corpus.tokens(self.task.eval_split)
         total, sequences = 0.0, 0
-        for ids in data.evaluation_batches(
-            tokens, config.seq_len, config.micro_batch, self.task.eval_tokens
-        ):
-            total += len(ids) * float(setup.loss(torch.from_numpy(ids).to(setup.device)))
-            sequences += len(ids)
+        with setup.facts.during("evaluation"):
+            for ids in data.evaluation_batches(
+                tokens, config.seq_len, config.micro_batch, self.task.eval_tokens
+            ):
+                total += len(ids) * float(setup.loss(torch.from_numpy(ids).to(setup.device)))
+                sequences += len(ids)
         setup.model.train()
         loss = total / sequences
         self.progress.evaluations.append((self.progress.step, loss))

@@ -1,12 +1,15 @@
 """The metrics of a finished training run; losses are in nats per token of `eval_split`."""
 
 import math
+from dataclasses import asdict
 from typing import Any
 
 from harness.checkpoint import Progress
 from harness.meters.stability import LossWatch
 from harness.meters.timing import summarize
-from harness.setup import Setup
+from harness.setup import Row, Setup
+
+PEAK_PHASES = ("first_training_step", "training_step")
 
 
 def training_metrics(
@@ -15,20 +18,16 @@ def training_metrics(
     """All metrics of the record; a run that diverged has no final loss."""
     losses = [loss for _, loss in progress.evaluations]
     final = math.nan if diverged else losses[-1]
-    tokens = progress.step * setup.tokens_per_step
-    metrics = setup.byte_metrics()
+    metrics = {**setup.facts.metrics, **setup.byte_metrics()}
     return {
         **metrics,
         # Gradients are freed after each step; while they live they mirror the parameters.
         "gradient_bytes": metrics["parameter_bytes"],
-        "peak_bytes": max(
-            setup.meter.peaks.get(phase, 0) for phase in ("first_training_step", "training_step")
-        ),
+        **{f"peak_{phase}_bytes": peak for phase, peak in progress.peaks.items()},
+        **{f"reserved_{phase}_bytes": peak for phase, peak in progress.reserved.items()},
+        "peak_bytes": max(progress.peaks.get(phase, 0) for phase in PEAK_PHASES),
         "memory_method": setup.meter.method,
-        "steps": progress.step,
-        "tokens": tokens,
-        "train_seconds": progress.train_seconds,
-        "tokens_per_second": tokens / progress.train_seconds,
+        **_progress_metrics(setup, progress, watch),
         "initial_eval_loss": losses[0],
         "final_eval_loss": final,
         "best_eval_loss": min((x for x in losses if math.isfinite(x)), default=math.nan),
@@ -36,13 +35,61 @@ def training_metrics(
         "final_eval_bits_per_byte": bits_per_byte(setup, final),
         "eval_split": setup.config.task.eval_split,
         "final_train_loss": progress.losses[-1],
-        "loss_spikes_total": watch.spikes_total,
-        "largest_logged_update_rms": progress.largest_update_rms,
-        "nonfinite_gradients_total": progress.nonfinite_gradients_total,
-        "resumed_at_step": progress.resumed_at_step,
         **_times(progress),
         **_target(progress, setup.config.task.target_loss),
     }
+
+
+def partial_metrics(setup: Setup, progress: Progress, watch: LossWatch) -> dict[str, Any]:
+    """What a run that failed in the middle knows; the record has no `final_` metrics then."""
+    times = _times(progress) if progress.step else {}
+    peaks = {f"peak_{phase}_bytes": peak for phase, peak in progress.peaks.items()}
+    counted = setup.counted_bytes()
+    return {**counted, **peaks, **_progress_metrics(setup, progress, watch), **times}
+
+
+def _progress_metrics(setup: Setup, progress: Progress, watch: LossWatch) -> dict[str, Any]:
+    """How far the run came, and what its meters say.
+
+    `largest_update_rms` is over logged steps alone, by `UpdateMeter`. `meter_seconds` are spent in
+    meters, logging and the loss watch outside the timed parts of a step, over the whole run; a
+    resumed run has those of both processes. `energy_joules` cover the loop with its evaluations.
+    """
+    tokens = progress.step * setup.tokens_per_step
+    seconds = progress.train_seconds
+    return {
+        "steps": progress.step,
+        "tokens": tokens,
+        "train_seconds": seconds,
+        "tokens_per_second": tokens / seconds if seconds else math.nan,
+        "meter_seconds": progress.meter_seconds,
+        "meter_share": progress.meter_seconds / seconds if seconds else math.nan,
+        "energy_joules": progress.energy_joules,
+        "energy_method": setup.energy.method if progress.energy_joules is not None else None,
+        "loss_spikes_total": watch.spikes_total,
+        "loss_spikes": [asdict(spike) for spike in watch.spikes],
+        "largest_update_rms": progress.largest_update_rms,
+        "nonfinite_gradients_total": progress.nonfinite_gradients_total,
+        "resumed_at_step": progress.resumed_at_step,
+    }
+
+
+def raw_rows(progress: Progress, tokens_per_step: int) -> list[Row]:
+    """The seconds of each step's two parts as rows of the curve, to the microsecond.
+
+    They are for the file alone: a dashboard would be flooded. Rounding makes them compress.
+    """
+    parts = {
+        "raw/forward_backward_seconds": progress.forward_backward_seconds,
+        "raw/optimizer_seconds": progress.optimizer_seconds,
+    }
+    return [
+        (step, step * tokens_per_step, round(elapsed, 3), key, round(seconds, 6))
+        for key, values in parts.items()
+        for step, (elapsed, seconds) in enumerate(
+            zip(progress.elapsed_seconds, values, strict=True), 1
+        )
+    ]
 
 
 def perplexity(loss: float) -> float:
@@ -56,13 +103,13 @@ def bits_per_byte(setup: Setup, loss: float) -> float:
 
 
 def _times(progress: Progress) -> dict[str, float]:
+    """The first step, which allocates and compiles, stands apart where there are others."""
     update = summarize(progress.optimizer_seconds[1:] or progress.optimizer_seconds)
+    forward = summarize(progress.forward_backward_seconds[1:] or progress.forward_backward_seconds)
     return {
         "first_step_seconds": progress.optimizer_seconds[0],
-        "step_median_seconds": update["median"],
-        "step_p10_seconds": update["p10"],
-        "step_p90_seconds": update["p90"],
-        "forward_backward_median_seconds": summarize(progress.forward_backward_seconds)["median"],
+        **{f"step_{name}_seconds": value for name, value in update.items()},
+        **{f"forward_backward_{name}_seconds": value for name, value in forward.items()},
     }
 
 

@@ -15,7 +15,9 @@ from typing import Any
 from harness import store
 from harness.cells import blank_record, job_config
 from harness.errors import UserError
-from harness.launcher import PROGRESS_MARK
+from harness.facts import Facts
+from harness.launcher import FACTS_MARK, PROGRESS_MARK
+from harness.meters.limits import lift
 from harness.provenance import code_hash, utc_now
 from harness.schema import RunConfig
 from harness.trackers import RunInfo, Tracker, make_tracker
@@ -25,6 +27,7 @@ PR_SET_PDEATHSIG = 1
 
 def main() -> int:
     """Run the job described in `<folder>/job.json`; the record says how it ended."""
+    facts = Facts(_tell)
     directory, parent = Path(sys.argv[1]), int(sys.argv[2])
     _die_with_parent(parent)
     job = json.loads((directory / "job.json").read_text())
@@ -32,13 +35,19 @@ def main() -> int:
     record = blank_record(job, config.device)
     tracker = make_tracker(config.tracker, _run_info(config, job, directory))
     try:
-        outcome = _run_task(config, job, directory, tracker)
+        outcome = _run_task(config, job, directory, tracker, facts)
+        lift()  # the cap is the task's: what is written below must not fail for it
         record.status, record.error = outcome.status, outcome.error
         record.metrics = outcome.metrics
         store.write_curve(directory, outcome.rows)
     except BaseException as error:
+        # First of all: under a cap there may be no memory left to write anything down.
+        lift()
         traceback.print_exc()
         record.status, record.error = _status_of(error), _sentence(error)
+        record.metrics, rows = facts.failure(record.status)
+        if rows:
+            store.write_curve(directory, rows)
     # Libraries that the task loaded now say what they run on; the commit is that of the start.
     loaded = blank_record(job, config.device).provenance
     for key in ("packages", "threads", "device_name"):
@@ -100,7 +109,9 @@ def _die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def _run_task(config: RunConfig, job: dict[str, Any], directory: Path, tracker: Tracker) -> Any:
+def _run_task(
+    config: RunConfig, job: dict[str, Any], directory: Path, tracker: Tracker, facts: Facts
+) -> Any:
     if code_hash() != job["code_hash"]:
         raise UserError("The code changed after the run was planned; start the command again.")
     # Imported here: a broken import must end as a recorded crash too.
@@ -108,7 +119,7 @@ def _run_task(config: RunConfig, job: dict[str, Any], directory: Path, tracker: 
     from harness.setup import Setup
     from harness.training import run_pretraining
 
-    setup = Setup.build(config, job, directory, report, tracker)
+    setup = Setup.build(config, job, directory, report, tracker, facts)
     tracker.start()
     task = {"memory": run_memory, "pretrain": run_pretraining}[config.task.kind]
     return task(setup)
@@ -119,11 +130,24 @@ def report(**values: Any) -> None:
     print(PROGRESS_MARK + json.dumps(values), flush=True)
 
 
+def _tell(values: dict[str, Any]) -> None:
+    """Tell the parent what is known, should this process be killed (one line on stdout)."""
+    print(FACTS_MARK + json.dumps(values), flush=True)
+
+
 def _status_of(error: BaseException) -> str:
     """`oom` for every form in which running out of memory shows, else `crashed`."""
     text = str(error).lower()
     names = {kind.__name__ for kind in type(error).__mro__}
-    shortage = ("not enough memory", "out of memory", "can't allocate memory")
+    shortage = (
+        "not enough memory",
+        "out of memory",
+        "can't allocate memory",
+        "cannot allocate memory",
+        "bad_alloc",  # C++ code under a cap
+        "could not create a primitive",  # oneDNN without its scratch memory
+        "could not create a memory object",
+    )
     if "MemoryError" in names or "OutOfMemoryError" in names or any(s in text for s in shortage):
         return "oom"
     return "interrupted" if isinstance(error, KeyboardInterrupt) else "crashed"

@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -106,15 +106,62 @@ class LossWatch:
         self._steps, self._reference = state["steps"], state["reference"]
 
 
+class UpdateMeter:
+    """Root mean square of what a step adds to the parameters, from a sample of their elements.
+
+        meter = UpdateMeter(model.parameters())
+        meter.before()
+        optimizer.step()
+        meter.after()  # a float
+
+    All elements up to `limit`, else every k-th of the parameters laid end to end, k a prime above
+    elements / limit: a prime shares no factor with the lengths of rows, so that no column is
+    preferred. The copy that the comparison needs is then at most 4 x `limit` bytes in float32
+    (4 MiB), whatever the model, and vanishes in `after`.
+    """
+
+    def __init__(self, parameters: Iterable[torch.Tensor], limit: int = 1 << 20) -> None:
+        self._parameters = [p.detach() for p in parameters]
+        total = sum(p.numel() for p in self._parameters)
+        self.stride = 1 if total <= limit else _prime_from(-(-total // limit))
+        self._sample: list[torch.Tensor] = []
+
+    def before(self) -> None:
+        """Copy the sample."""
+        self._sample = [part.clone() for part in self._parts()]
+
+    def after(self) -> float:
+        """RMS of the change of the sample since `before`; 0.0 for no elements."""
+        sample, self._sample = self._sample, []
+        return update_rms(sample, list(self._parts()))
+
+    def _parts(self) -> Iterator[torch.Tensor]:
+        passed = 0
+        for parameter in self._parameters:
+            flat = parameter.reshape(-1)
+            if self.stride > 1:
+                flat = flat[-passed % self.stride :: self.stride]
+            passed += parameter.numel()
+            yield flat
+
+
+def _prime_from(number: int) -> int:
+    """The least prime that is at least `number`."""
+    while any(number % divisor == 0 for divisor in range(2, math.isqrt(number) + 1)):
+        number += 1
+    return max(number, 2)
+
+
 def update_rms(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> float:
     """Root mean square of `after - before` over all elements of two lists of tensors.
 
-    Tensors pair up by position and have equal shapes; any dtype, summed in float64 (float32 parts).
-    Returns 0.0 for no elements. Raises ValueError when the lists differ in length.
+    Tensors pair up by position and have equal shapes; any dtype, computed in float32.
+    Float32 tensors of `before` are overwritten, which spares a copy. Returns 0.0 for no elements.
+    Raises ValueError when the lists differ in length.
     """
     total, count = 0.0, 0
     for old, new in zip(before, after, strict=True):
-        difference = new.detach().float() - old.detach().float()
-        total += float(difference.square().sum(dtype=torch.float64))
+        difference = old.detach().float().sub_(new.detach())
+        total += float(torch.linalg.vector_norm(difference)) ** 2
         count += difference.numel()
     return math.sqrt(total / count) if count else 0.0

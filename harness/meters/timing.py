@@ -47,6 +47,32 @@ class Stopwatch:
         self.seconds = time.perf_counter() - self._start
 
 
+class Total:
+    """Seconds spent inside, added up over all entries, between synchronisations of `device`."""
+
+    def __init__(self, device: str | torch.device = "cpu") -> None:
+        self.device = torch.device(device)
+        self.seconds = 0.0
+        self._watch: Stopwatch | None = None
+
+    def __enter__(self) -> "Total":
+        if self._watch is not None:
+            raise RuntimeError("a total is entered while it runs; it would count twice")
+        self._watch = Stopwatch(self.device).__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        watch, self._watch = self._watch, None
+        assert watch is not None
+        watch.__exit__(kind, value, traceback)
+        self.seconds += watch.seconds
+
+
 @contextmanager
 def frozen_gc() -> Iterator[None]:
     """Collect once, then keep the garbage collector from running inside the body.

@@ -8,8 +8,23 @@ from harness.optimizers.registry import (
     build_optimizer,
     check,
     entries,
+    find,
+    flops,
+    instruments,
     prepare,
     state_bytes,
+    step_transient_bytes,
 )
 
-__all__ = ["OptimizerEntry", "build_optimizer", "check", "entries", "prepare", "state_bytes"]
+__all__ = [
+    "OptimizerEntry",
+    "build_optimizer",
+    "check",
+    "entries",
+    "find",
+    "flops",
+    "instruments",
+    "prepare",
+    "state_bytes",
+    "step_transient_bytes",
+]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from harness.models import ParameterSpec
 from harness.optimizers.entry import OptimizerEntry
-from harness.optimizers.groups import decay_groups, elements
+from harness.optimizers.groups import ADAM_FLOPS, decay_flops, decay_groups, elements
 from harness.schema import OptimizerConfig
 
 if TYPE_CHECKING:
@@ -38,6 +38,22 @@ def _state_bytes(
     return moments * parameter_bytes * elements(specs) + _STEP_BYTES * len(specs)
 
 
+def _flops(config: OptimizerConfig, specs: Sequence[ParameterSpec]) -> int:
+    """13 for each element and the decay, from algorithm 2 of the source as torch computes it.
+
+    amsgrad takes one maximum more. Fused and foreach forms compute the same.
+    """
+    each = ADAM_FLOPS + bool(config.options.get("amsgrad"))
+    return each * elements(specs) + decay_flops(config, specs)
+
+
+def _step_transient_bytes(
+    config: OptimizerConfig, specs: Sequence[ParameterSpec], parameter_bytes: int
+) -> int | None:
+    """The fused form updates in place; what the others allocate depends on foreach and device."""
+    return 0 if config.options.get("fused") else None
+
+
 ENTRY = OptimizerEntry(
     name="adamw",
     source="torch.optim.AdamW",
@@ -47,4 +63,6 @@ ENTRY = OptimizerEntry(
     options=frozenset({"fused", "foreach", "amsgrad"}),
     build=_build,
     state_bytes=_state_bytes,
+    flops=_flops,
+    step_transient_bytes=_step_transient_bytes,
 )

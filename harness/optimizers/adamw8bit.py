@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.models import ParameterSpec
 from harness.optimizers.entry import OptimizerEntry
-from harness.optimizers.groups import decay_groups
+from harness.optimizers.groups import ADAM_FLOPS, decay_flops, decay_groups, elements
 from harness.schema import OptimizerConfig
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 _BLOCK = 256
 _MIN_8BIT_SIZE = 4096
 _CODE_TABLE_BYTES = 256 * 4
+# A moment: times its scale; absolute value and maximum, quotient, 8 comparisons for 256 codes.
+_CODEC_FLOPS = 1 + 2 + 1 + 8
 
 
 def _build(model: "nn.Module", config: OptimizerConfig) -> "Optimizer":
@@ -63,6 +65,17 @@ def _state_bytes(
     return exact + 2 * sum(quantised) + 2 * 4 * blocks + tables
 
 
+def _flops(config: OptimizerConfig, specs: Sequence[ParameterSpec]) -> int:
+    """AdamW's, and for quantised tensors 12 a moment to decode and encode it (source, section 2).
+
+    Counted from the method: a binary search, whatever an implementation does instead.
+    """
+    smallest = int(config.options.get("min_8bit_size", _MIN_8BIT_SIZE))
+    quantised = [spec for spec in specs if math.prod(spec.shape) >= smallest]
+    codec = 2 * _CODEC_FLOPS * elements(quantised)
+    return ADAM_FLOPS * elements(specs) + codec + decay_flops(config, specs)
+
+
 ENTRY = OptimizerEntry(
     name="adamw8bit",
     source="bitsandbytes.optim.AdamW8bit",
@@ -72,4 +85,5 @@ ENTRY = OptimizerEntry(
     options=frozenset({"min_8bit_size", "is_paged"}),
     build=_build,
     state_bytes=_state_bytes,
+    flops=_flops,
 )

@@ -27,6 +27,10 @@ class OptimizerEntry:
         state_bytes: closed form of the bytes of its state after one step with a gradient for
             every parameter, from the trainable parameters and the bytes of one parameter element;
             None where gradients decide it, so that it is not known in advance.
+        flops: closed form of the floating-point operations of one step, from the trainable
+            parameters; None where it is not known, or returned where gradients decide it.
+        step_transient_bytes: closed form of the temporary bytes of a step, arguments as those of
+            `state_bytes`; None where it is not known, or returned for settings where it is not.
         prepare: builds what is compiled once a machine and returns the seconds that took; None
             where nothing is.
     """
@@ -39,4 +43,8 @@ class OptimizerEntry:
     options: frozenset[str]
     build: "Callable[[nn.Module, OptimizerConfig], Optimizer]"
     state_bytes: Callable[[OptimizerConfig, Sequence[ParameterSpec], int], int | None]
+    flops: Callable[[OptimizerConfig, Sequence[ParameterSpec]], int | None] | None = None
     prepare: Callable[[], float] | None = None
+    step_transient_bytes: (
+        Callable[[OptimizerConfig, Sequence[ParameterSpec], int], int | None] | None
+    ) = None

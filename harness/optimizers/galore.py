@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from harness.models import ParameterSpec
 from harness.optimizers.entry import OptimizerEntry
-from harness.optimizers.groups import decay_groups, drop_empty, is_hidden_matrix
+from harness.optimizers.groups import (
+    AVERAGE_FLOPS,
+    SQUARE_AVERAGE_FLOPS,
+    decay_flops,
+    decay_groups,
+    drop_empty,
+    is_hidden_matrix,
+)
 from harness.schema import OptimizerConfig
 
 if TYPE_CHECKING:
@@ -24,6 +31,7 @@ if TYPE_CHECKING:
 
 _PROJECTION = {"update_proj_gap": 200, "scale": 0.25}
 _RANK_SHARE = 4
+_DIRECTION_FLOPS = AVERAGE_FLOPS + SQUARE_AVERAGE_FLOPS + 3  # both moments, m / (sqrt(v) + eps)
 
 
 def _rank(config: OptimizerConfig, named_shapes: Iterable[tuple[str, Sequence[int]]]) -> int:
@@ -85,6 +93,28 @@ def _state_bytes(
     return parameter_bytes * total
 
 
+def _flops(config: OptimizerConfig, specs: Sequence[ParameterSpec]) -> int:
+    """For an m x n hidden matrix with m <= n and r = min(rank, m): 4 m n r + 10 n r + 3 m n.
+
+    Those are the two projections, Adam on n r elements, scaling and the step. On top comes the
+    singular value decomposition, 6 n m^2 + 20 m^3 (Golub and Van Loan, Matrix Computations, 4th
+    edition, figure 8.6.1, R-SVD of a thin matrix), spread over `update_proj_gap` steps. Every
+    other element takes 12. And the decay. Counted from algorithm 2 of the source.
+    """
+    rank = _rank(config, ((spec.name, spec.shape) for spec in specs))
+    gap = int(config.options.get("update_proj_gap", _PROJECTION["update_proj_gap"]))
+    total = decay_flops(config, specs)
+    for spec in specs:
+        if is_hidden_matrix(spec.name, spec.shape):
+            m, n = sorted(spec.shape)
+            r = min(rank, m)
+            total += 4 * m * n * r + _DIRECTION_FLOPS * n * r + 3 * m * n
+            total += (6 * n * m**2 + 20 * m**3) // gap
+        else:
+            total += (_DIRECTION_FLOPS + 2) * math.prod(spec.shape)
+    return total
+
+
 ENTRY = OptimizerEntry(
     name="galore",
     source="pytorch_optimizer.GaLore",
@@ -94,4 +124,5 @@ ENTRY = OptimizerEntry(
     options=frozenset({"rank", "foreach", *_PROJECTION}),
     build=_build,
     state_bytes=_state_bytes,
+    flops=_flops,
 )

@@ -9,6 +9,8 @@ from harness.models import ParameterSpec
 if TYPE_CHECKING:
     from torch import nn
 
+    from harness.schema import OptimizerConfig
+
 # Modules of GPT-2, Llama and their relatives that hold one row for each token or position.
 _TABLES = frozenset({"wte", "wpe", "embed_tokens", "embed_positions", "embed_in", "lm_head"})
 
@@ -37,3 +39,20 @@ def drop_empty(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def elements(specs: Sequence[ParameterSpec]) -> int:
     """Number of elements of all parameters."""
     return sum(math.prod(spec.shape) for spec in specs)
+
+
+# The elementwise parts that update rules share, in operations for each element. One operation is a
+# sum, product, quotient, root, sign, absolute value, maximum or comparison of real numbers; a fused
+# a x + b counts two, as in the FLOPs of matrix products. Reading tables, moving, drawing random
+# bits and converting count nothing.
+AVERAGE_FLOPS = 3  # m <- m + (1 - beta) (g - m)
+SQUARE_AVERAGE_FLOPS = 4  # v <- beta v + (1 - beta) g g
+ROOT_FLOPS = 3  # sqrt(v) / correction + eps
+DESCENT_FLOPS = 3  # p <- p - size m / root
+ADAM_FLOPS = AVERAGE_FLOPS + SQUARE_AVERAGE_FLOPS + ROOT_FLOPS + DESCENT_FLOPS
+
+
+def decay_flops(config: "OptimizerConfig", specs: Sequence[ParameterSpec]) -> int:
+    """Decoupled weight decay: one product for each element of a matrix, none where it is 0."""
+    matrices = [spec for spec in specs if len(spec.shape) >= 2]
+    return elements(matrices) if config.weight_decay else 0

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from harness.models import ParameterSpec
 from harness.optimizers.entry import OptimizerEntry
-from harness.optimizers.groups import decay_groups, elements
+from harness.optimizers.groups import AVERAGE_FLOPS, decay_flops, decay_groups, elements
 from harness.schema import OptimizerConfig
 
 if TYPE_CHECKING:
@@ -36,6 +36,11 @@ def _state_bytes(
     return parameter_bytes * elements(specs)
 
 
+def _flops(config: OptimizerConfig, specs: Sequence[ParameterSpec]) -> int:
+    """Two running averages, a sign, p - lr u (2), and the decay: algorithm 2 of the source."""
+    return (2 * AVERAGE_FLOPS + 1 + 2) * elements(specs) + decay_flops(config, specs)
+
+
 ENTRY = OptimizerEntry(
     name="lion",
     source="pytorch_optimizer.Lion",
@@ -45,4 +50,5 @@ ENTRY = OptimizerEntry(
     options=frozenset({"foreach"}),
     build=_build,
     state_bytes=_state_bytes,
+    flops=_flops,
 )

@@ -88,6 +88,9 @@ def test_the_memory_task_measures_every_phase(make_run: MakeRun) -> None:
     assert metrics["gradient_bytes"] == metrics["parameter_bytes"]
     assert metrics["optimizer_state_bytes"] == metrics["optimizer_state_predicted_bytes"]
     assert metrics["optimizer_checkpoint_bytes"] >= metrics["optimizer_state_bytes"]
+    warm = sum(metrics["forward_backward_seconds"][1:]) / 2
+    step = sorted(metrics["step_seconds"])[2]
+    assert metrics["tokens_per_second"] == pytest.approx(32 * 4 / (warm + step))
 
 
 def test_a_variant_names_a_run_and_an_unknown_prediction_stays_open(make_run: MakeRun) -> None:
@@ -180,7 +183,12 @@ def test_a_killed_run_goes_on_bit_for_bit(
     record = cells.run_cell(killed, progress=False)
     assert record.attempt == 2
     assert record.metrics["resumed_at_step"] >= 10
+    # The cold first step of the second process is none of the run's own phases.
+    own = [record.metrics[f"peak_{p}_step_bytes"] for p in ("first_training", "training")]
+    assert record.metrics["peak_bytes"] == max(own)
+    assert record.metrics["peak_resumed_training_step_bytes"] >= 0
     reference = cells.run_cell(whole, progress=False)
+    assert "peak_resumed_training_step_bytes" not in reference.metrics
     assert reference.metrics["resumed_at_step"] is None
     assert reference.id == record.id
     assert record.metrics["final_eval_loss"] == reference.metrics["final_eval_loss"]

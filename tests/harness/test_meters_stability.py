@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.meters.stability import LossWatch, Spike, update_rms
+from harness.meters.stability import LossWatch, Spike, UpdateMeter, update_rms
 
 
 def feed(watch: LossWatch, losses: list[float]) -> LossWatch:
@@ -115,3 +115,27 @@ def test_update_rms_equals_numpy() -> None:
 def test_update_rms_of_bfloat16_is_summed_in_float() -> None:
     old = torch.zeros(100_000, dtype=torch.bfloat16)
     assert update_rms([old], [old + 0.5]) == pytest.approx(0.5, rel=1e-6)
+
+
+def test_the_update_meter_is_exact_below_its_limit_and_close_above_it() -> None:
+    """Columns that move by their number: a stride that shared a factor with the rows would err."""
+    rows, columns = 257, 64
+    change = torch.arange(columns, dtype=torch.float32).repeat(rows, 1) * 1e-3
+    expected = float(change.square().mean().sqrt())
+    for limit, stride in ((rows * columns + 70, 1), (2000, 11), (520, 37)):
+        parameters = [torch.zeros(70), torch.zeros(rows, columns)]
+        meter = UpdateMeter(parameters, limit)
+        meter.before()
+        parameters[1].add_(change)
+        assert meter.stride == stride
+        share = rows * columns / (rows * columns + 70)
+        tolerance = 1e-5 if stride == 1 else 0.03
+        assert meter.after() == pytest.approx(expected * math.sqrt(share), rel=tolerance)
+
+
+def test_the_update_meter_keeps_a_bounded_copy() -> None:
+    meter = UpdateMeter([torch.zeros(1000), torch.zeros(7, 1001)], limit=100)
+    meter.before()
+    assert sum(part.numel() for part in meter._sample) <= 102
+    meter.after()
+    assert meter._sample == []

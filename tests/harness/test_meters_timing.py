@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.meters.timing import Stopwatch, frozen_gc, summarize, synchronize
+from harness.meters.timing import Stopwatch, Total, frozen_gc, summarize, synchronize
 
 
 def test_stopwatch_measures_a_sleep() -> None:
@@ -62,3 +62,14 @@ def test_summary_equals_numpy_percentiles(seconds: list[float]) -> None:
 
 def test_summary_of_nothing_is_nan() -> None:
     assert all(math.isnan(value) for value in summarize([]).values())
+
+
+def test_a_total_adds_up_sleeps_and_refuses_to_count_twice() -> None:
+    total = Total()
+    for _ in range(2):
+        with total:
+            time.sleep(0.05)
+        time.sleep(0.05)
+    assert 0.1 <= total.seconds < 0.15
+    with total, pytest.raises(RuntimeError, match="count twice"):
+        total.__enter__()

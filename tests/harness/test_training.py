@@ -5,12 +5,15 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from harness import cells, data, models, optimizers, store
+from harness.checkpoint import Progress
 from harness.schema import RunConfig, TaskConfig
 from harness.training import learning_rate_factor
+from harness.training_metrics import raw_rows
 
 MakeRun = Callable[..., RunConfig]
 
@@ -96,3 +99,43 @@ def test_the_target_is_the_first_evaluation_at_or_below_it(make_run: MakeRun) ->
     below = losses[losses["value"] <= 5.0]
     expected = int(below["tokens"].iloc[0]) if len(below) else None
     assert record.metrics["tokens_to_target"] == expected
+
+
+def test_the_meters_of_a_run_agree_with_its_curve(make_run: MakeRun) -> None:
+    config = make_run()
+    record = cells.run_cell(config, progress=False)
+    metrics = record.metrics
+    curve = store.read_curve(Path(config.root) / "test" / "cells" / record.id)
+    for part, key in (("optimizer", "step"), ("forward_backward", "forward_backward")):
+        rows = curve[curve["key"] == f"raw/{part}_seconds"]
+        assert list(rows["step"]) == list(range(1, 13))
+        assert list(rows["tokens"]) == [128 * step for step in range(1, 13)]
+        assert rows["train_seconds"].is_monotonic_increasing
+        p10, median, p90 = np.quantile(rows["value"][1:], [0.1, 0.5, 0.9])
+        for name, expected in (("p10", p10), ("median", median), ("p90", p90)):
+            assert metrics[f"{key}_{name}_seconds"] == pytest.approx(expected, abs=2e-6)
+    updates = curve[curve["key"] == "train/update_rms"]["value"]
+    assert metrics["largest_update_rms"] == pytest.approx(updates.max())
+    assert metrics["meter_share"] * metrics["train_seconds"] == pytest.approx(
+        metrics["meter_seconds"]
+    )
+    assert 0 < metrics["meter_seconds"] < 60
+    assert (metrics["energy_joules"], metrics["energy_method"]) == (None, None)
+    assert metrics["loss_spikes"] == []
+    phases = [metrics[f"peak_{name}_step_bytes"] for name in ("first_training", "training")]
+    assert metrics["peak_bytes"] == max(phases) > 0
+    # 6 for each weight of a product and token, and attention; see test_meters_flops.
+    assert metrics["model_flops_per_step"] > 6 * 100_000 * 128
+    assert metrics["optimizer_flops_per_step"] > 13 * metrics["parameters"]
+
+
+def test_raw_seconds_are_rows_of_the_curve_alone() -> None:
+    progress = Progress(
+        forward_backward_seconds=[0.25, 0.5],
+        optimizer_seconds=[0.125, 0.0625],
+        elapsed_seconds=[0.5, 1.0625],
+    )
+    rows = raw_rows(progress, 10)
+    assert rows[0] == (1, 10, 0.5, "raw/forward_backward_seconds", 0.25)
+    assert rows[3] == (2, 20, 1.062, "raw/optimizer_seconds", 0.0625)
+    assert progress.rows == []  # what a tracker gets
