@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from harness.errors import UserError
 from harness.models import ParameterSpec
-from harness.optimizers import adamw, adamw8bit, galore, gefen, gefen_ablation, lion
+from harness.optimizers import adamw, adamw8bit, galore, gefen, gefen_ablation, lion, planted, stam
 from harness.optimizers.entry import OptimizerEntry
 from harness.schema import OptimizerConfig
 
@@ -16,9 +16,24 @@ if TYPE_CHECKING:
 
 
 def entries() -> dict[str, OptimizerEntry]:
-    """All optimizers by name, the reference first."""
+    """All optimizers by name, the reference first; `instruments` are not among them."""
     families = (adamw, adamw8bit, galore, gefen, gefen_ablation, lion)
-    return {family.ENTRY.name: family.ENTRY for family in families}
+    found = (*(family.ENTRY for family in families), *stam.ENTRIES)
+    return {entry.name: entry for entry in found}
+
+
+def instruments() -> dict[str, OptimizerEntry]:
+    """Entries with a planted fault, which test the harness; found by name, never suggested."""
+    return {entry.name: entry for entry in planted.ENTRIES}
+
+
+def find(name: str) -> OptimizerEntry:
+    """The optimizer or instrument of that name. Raises UserError that lists the optimizers."""
+    known = entries()
+    found = known.get(name) or instruments().get(name)
+    if found is None:
+        raise UserError(f"optimizer.name={name!r} is unknown; allowed: {', '.join(known)}.")
+    return found
 
 
 def check(config: OptimizerConfig) -> None:
@@ -27,7 +42,7 @@ def check(config: OptimizerConfig) -> None:
     Raises:
         UserError: unknown name or option, missing package, settings out of range.
     """
-    entry = _entry(config.name)
+    entry = find(config.name)
     if any(importlib.util.find_spec(module.split(".")[0]) is None for module in entry.imports):
         raise UserError(
             f"optimizer.name={config.name!r} needs a package that is not installed: "
@@ -61,7 +76,7 @@ def build_optimizer(model: "nn.Module", config: OptimizerConfig) -> "Optimizer":
     """
     check(config)
     try:
-        return _entry(config.name).build(model, config)
+        return find(config.name).build(model, config)
     except (TypeError, ValueError, RuntimeError) as error:
         reason = str(error).strip().rstrip(".")
         raise UserError(f"optimizer {config.name!r} refuses its settings: {reason}.") from error
@@ -69,8 +84,18 @@ def build_optimizer(model: "nn.Module", config: OptimizerConfig) -> "Optimizer":
 
 def prepare(config: OptimizerConfig) -> float:
     """Build what the optimizer compiles once a machine; the seconds that took, 0 for nothing."""
-    build = _entry(config.name).prepare
+    build = find(config.name).prepare
     return 0.0 if build is None else build()
+
+
+def flops(config: OptimizerConfig, specs: Sequence[ParameterSpec]) -> int | None:
+    """Floating-point operations of one step in closed form; None where the entry has none.
+
+    `specs` are the parameters of the model, each tied one once. Raises UserError for an unknown
+    optimizer.
+    """
+    count = find(config.name).flops
+    return None if count is None else count(config, [spec for spec in specs if spec.trainable])
 
 
 def state_bytes(
@@ -90,11 +115,16 @@ def state_bytes(
         UserError: there is no optimizer of that name.
     """
     trainable = [spec for spec in specs if spec.trainable]
-    return _entry(config.name).state_bytes(config, trainable, parameter_bytes_per_element)
+    return find(config.name).state_bytes(config, trainable, parameter_bytes_per_element)
 
 
-def _entry(name: str) -> OptimizerEntry:
-    known = entries()
-    if name not in known:
-        raise UserError(f"optimizer.name={name!r} is unknown; allowed: {', '.join(known)}.")
-    return known[name]
+def step_transient_bytes(
+    config: OptimizerConfig, specs: Sequence[ParameterSpec], parameter_bytes_per_element: int
+) -> int | None:
+    """Temporary bytes of one step in closed form; None where the entry states none.
+
+    Arguments and errors as `state_bytes`.
+    """
+    count = find(config.name).step_transient_bytes
+    trainable = [spec for spec in specs if spec.trainable]
+    return None if count is None else count(config, trainable, parameter_bytes_per_element)
