@@ -17,10 +17,13 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from harness import cells, store, studies, sweep
+from harness import flags, store, studies, sweep
+from harness.composing import Composer, typed
 from harness.errors import UserError
 from harness.groups import configs_dir
-from harness.schema import RunConfig, from_dict
+from harness.planning import Known, Plan, Request
+from harness.schema import RunConfig
+from harness.search import Fixed
 
 
 def register_schema() -> None:
@@ -59,51 +62,72 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 def _run() -> int:
     register_schema()
-    configs: list[RunConfig] = []
+    sys.argv[1:], described = flags.translate(sys.argv[1:])
+    requests: list[Request] = []
+    runs: list[RunConfig] = []
     mistakes: list[UserError] = []
 
     def collect(config: DictConfig) -> None:
         # Hydra prints a header of its own for an exception that leaves the job.
         try:
-            configs.extend(_expand(config))
+            runs.append(typed(config))
+            requests.extend(_requests(runs[-1]))
         except UserError as mistake:
             mistakes.append(mistake)
 
     hydra.main(version_base="1.3", config_path=str(configs_dir()), config_name="config")(collect)()
     if mistakes:
         raise mistakes[0]
-    if not configs:  # --help and --cfg only print
+    if not requests:  # --help and --cfg only print
         return 0
-    command = shlex.join(["gefen-bench", *sys.argv[1:]])
-    planned = cells.plan(configs)
-    if configs[0].launch.dry_run:
-        print(sweep.dry_run(planned))
+    plan, options = Plan(requests), runs[0].launch
+    if options.dry_run:
+        print(sweep.dry_run(plan.known()))
         return 0
-    counts = sweep.run_cells(planned, command)
-    return _conclude(planned, counts)
+    minutes = options.time_budget_minutes
+    limits = sweep.Limits(options.limit, None if minutes is None else 60 * minutes)
+    command = shlex.join(["gefen-bench", *described])
+    outcome = sweep.Sweep(plan, command, limits).run()
+    return _conclude(plan, outcome)
 
 
-def _conclude(planned: list[cells.Cell], counts: dict[str, int]) -> int:
-    ended = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
-    print(f"{len(planned)} cells: {ended}. Records: {planned[0].study_dir}", file=sys.stderr)
-    return 0 if set(counts) <= set(store.RESULT_STATUSES) else 1
+def _conclude(plan: Plan, outcome: sweep.Outcome) -> int:
+    """Say how it ended and what to do next; 1 where a cell failed, else 0."""
+    known = plan.known()
+    folder = known.cells[0].study_dir
+    ended = ", ".join(f"{count} {status}" for status, count in sorted(outcome.counts.items()))
+    lines = [*known.notes, f"{len(known.cells)} cells: {ended or 'none ran'}. Records: {folder}"]
+    failed = not set(outcome.counts) <= set(store.RESULT_STATUSES)
+    if outcome.stopped:
+        lines.append(_stopped(outcome, known))
+    elif plan.chooses_rates and not failed:
+        lines.append(
+            f"To use these rates in other studies: python -m harness.tuning {folder} (writes "
+            f"configs/tuned), or study.parts.PART.tuned={folder}."
+        )
+    print("\n".join(lines), file=sys.stderr)
+    return 1 if failed else 0
 
 
-def _typed(config: DictConfig) -> RunConfig:
-    plain: Any = OmegaConf.to_container(config, resolve=True)
-    return from_dict(RunConfig, plain)
+def _stopped(outcome: sweep.Outcome, known: Known) -> str:
+    more = f"; the search may add more, at most {known.at_most} in all" if known.open else ""
+    return (
+        f"Stopped at {outcome.stopped}; {outcome.left} known cells are left{more}. "
+        "The same command continues."
+    )
 
 
-def _expand(config: DictConfig) -> list[RunConfig]:
-    """The configuration itself, or each cell of the study it names."""
-    run = _typed(config)
+def _requests(run: RunConfig) -> list[Request]:
+    """The configuration itself, or each part of the study it names."""
     if not run.study.parts:
-        return [run]
+        return [Request(Fixed([{}]), lambda _: run)]
     choice = HydraConfig.get().runtime.choices["study"]
     given = list(HydraConfig.get().overrides.task)
     extra = [text for text in given if not re.match(r"[+~]*study=", text)]
-    expanded = studies.expand(run.study, str(choice), extra)
-    return [_typed(hydra.compose("config", overrides)) for overrides in expanded]
+    configure = Composer(extra)
+    return [
+        Request(search, configure) for search in studies.searches(run.study, str(choice), extra)
+    ]
 
 
 def explain(error: Exception) -> str:

@@ -96,12 +96,17 @@ def cell_id(config: RunConfig, data_hash: str, code_hash: str) -> str:
 
 
 def label(config: RunConfig) -> str:
-    """A short name a person can tell runs apart by: model/variant/length/precision/lr/seed."""
+    """A short name a person can tell runs apart by: model/variant/length/precision/lr/seed.
+
+    Under a memory cap the batch stands behind the length, as 128x4: it is what is searched.
+    """
     seeds = {config.model_seed, config.data_seed} - {None}
     same = len(seeds) <= 1
     seed = f"s{config.seed}" if same else f"m{config.model_seed}d{config.data_seed}"
     optimizer = config.optimizer.variant or config.optimizer.name
-    parts = (config.model.name, optimizer, str(config.seq_len), config.precision)
+    capped = config.task.memory_cap_gib is not None
+    length = f"{config.seq_len}x{config.micro_batch}" if capped else str(config.seq_len)
+    parts = (config.model.name, optimizer, length, config.precision)
     return "/".join((*parts, f"lr{config.optimizer.lr:.3g}", seed))
 
 
@@ -111,32 +116,49 @@ def cache_dir(config: RunConfig) -> Path:
     return Path(named) if named else Path.home() / ".cache" / "gefen-bench"
 
 
-def plan(configs: list[RunConfig], progress: bool = True) -> list[Cell]:
-    """Check every configuration, then prepare the data, then name the cells.
+class Planner:
+    """Turns configurations into cells; the code's hash is taken once, data is prepared once.
 
-    All checks come before anything slow; equal cells are planned once.
-    Raises UserError with one sentence.
+    A command plans all of its cells with one planner, so that code changed in between is noticed
+    by the workers instead of giving a study cells of two versions.
     """
-    for config in configs:
-        validate(config)
-        optimizers.check(config.optimizer)
-        models.check(config.model)
-        data.check(config.data, cache_dir(config) / "data")
-    code = provenance.code_hash()
-    hashes: dict[str, str] = {}
+
+    def __init__(self, progress: bool = True) -> None:
+        self.progress = progress
+        self.code_hash = provenance.code_hash()
+        self._data_hashes: dict[str, str] = {}
+
+    def cells(self, configs: list[RunConfig]) -> list[Cell]:
+        """One cell for each configuration; equal configurations give equal ids.
+
+        All checks come before anything slow. Raises UserError with one sentence.
+        """
+        for config in configs:
+            validate(config)
+            optimizers.check(config.optimizer)
+            models.check(config.model)
+            data.check(config.data, cache_dir(config) / "data")
+        return [self._cell(resolve(config)) for config in configs]
+
+    def _cell(self, config: RunConfig) -> Cell:
+        digest = self._data_hash(config.data, cache_dir(config))
+        name = cell_id(config, digest, self.code_hash)
+        return Cell(name, label(config), config, digest, self.code_hash)
+
+    def _data_hash(self, config: DataConfig, cache: Path) -> str:
+        key = json.dumps(to_dict(config), sort_keys=True)
+        if key not in self._data_hashes:
+            prepared = data.prepare(config, cache / "data", progress=self.progress)
+            self._data_hashes[key] = prepared.hash
+        return self._data_hashes[key]
+
+
+def plan(configs: list[RunConfig], progress: bool = True) -> list[Cell]:
+    """The distinct cells of `configs`, in their order; raises as `Planner.cells`."""
     cells: dict[str, Cell] = {}
-    for config in map(resolve, configs):
-        digest = _data_hash(config.data, cache_dir(config), hashes, progress)
-        cell = Cell(cell_id(config, digest, code), label(config), config, digest, code)
+    for cell in Planner(progress).cells(configs):
         cells.setdefault(cell.id, cell)
     return list(cells.values())
-
-
-def _data_hash(config: DataConfig, cache: Path, known: dict[str, str], progress: bool) -> str:
-    key = json.dumps(to_dict(config), sort_keys=True)
-    if key not in known:
-        known[key] = data.prepare(config, cache / "data", progress=progress).hash
-    return known[key]
 
 
 def job(cell: Cell, attempt: int, command: str) -> dict[str, Any]:

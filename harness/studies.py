@@ -1,7 +1,8 @@
-"""Expands a study (parts of fixed overrides and sweeps) into lists of Hydra overrides."""
+"""Reads a study: its parts of fixed overrides, sweeps and searches become cells to plan."""
 
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -9,35 +10,60 @@ import yaml
 from harness.errors import UserError
 from harness.groups import load_group
 from harness.schema import StudyConfig
+from harness.search import Point, Search
+from harness.search_config import build, searched_keys
 
-PART_KEYS = ("overrides", "sweep", "tuned", "variants")
+PART_KEYS = ("overrides", "sweep", "tuned", "variants", "search")
 VARIANT_KEYS = ("optimizer", "options", "rate_of", "sweep")
 
 
 def expand(study: StudyConfig, name: str, extra: list[str]) -> list[list[str]]:
-    """One list of overrides for each cell of the study, in the order of its file.
+    """One list of overrides for each cell that is known before any has run."""
+    return [
+        override_list(point, extra)
+        for search in searches(study, name, extra)
+        for point in search.state(lambda _: None).points
+    ]
+
+
+def override_list(point: Point, extra: list[str]) -> list[str]:
+    """A cell in Hydra's override grammar; `extra`, the command line's own overrides, win."""
+    return [*(f"{key}={_text(value)}" for key, value in point.items()), *extra]
+
+
+def searches(study: StudyConfig, name: str, extra: list[str]) -> list[Search]:
+    """What decides the cells of each part of the study, in the order of its file.
 
     A part has `overrides` (key: value), `sweep` (key: list of values; the product is taken),
-    `variants` and `tuned` (name in configs/tuned: each optimizer's learning rate comes from there).
-    `extra` are the command line's own overrides, which win.
+    `variants`, `tuned` (where each optimizer's learning rate comes from: a name in configs/tuned,
+    or the folder of a finished tuning study, as runs/tune) and `search` (see
+    `harness.search_config`). `extra` are the command line's overrides.
 
     `variants` maps a name, under which reports list the cells, to an optimizer in some
     configuration. Each variant may have `optimizer` (a file in configs/optimizer; by default the
     variant's name), `options` (added to the file's), `sweep` (as the part's, for this variant
     alone) and `rate_of` (whose tuned rate it takes; by default its own).
     """
-    cells = []
+    found: list[Search] = []
     for part, content in study.parts.items():
         _check_part(part, content, extra)
-        fixed = {"study": name, "part": part, **(content.get("overrides") or {})}
-        for swept in _product(content.get("sweep") or {}):
-            for rate_of, chosen in _variants(content.get("variants")):
-                cell = {**fixed, **swept, **chosen}
-                if content.get("tuned"):
-                    rate_of = rate_of or str(cell.get("optimizer"))
-                    cell["optimizer.lr"] = _rate(part, content["tuned"], cell, rate_of)
-                cells.append([*(f"{key}={_text(value)}" for key, value in cell.items()), *extra])
-    return cells
+        points = _points(part, content, {"study": name, "part": part})
+        found.append(build(f"study.parts.{part}", content.get("search"), points))
+    return found
+
+
+def _points(part: str, content: dict[str, Any], fixed: Point) -> list[Point]:
+    """The product of a part's sweep and variants."""
+    points = []
+    fixed = {**fixed, **(content.get("overrides") or {})}
+    for swept in _product(content.get("sweep") or {}):
+        for rate_of, chosen in _variants(content.get("variants")):
+            cell = {**fixed, **swept, **chosen}
+            if content.get("tuned"):
+                rate_of = rate_of or str(cell.get("optimizer"))
+                cell["optimizer.lr"] = _rate(part, content["tuned"], cell, rate_of)
+            points.append(cell)
+    return points
 
 
 def _product(sweep: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
@@ -66,7 +92,8 @@ def _check_part(part: str, content: Any, extra: list[str]) -> None:
     variants = content.get("variants")
     if variants is not None and not (isinstance(variants, dict) and variants):
         raise UserError(f"{where}.variants={variants} must map names to optimizers.")
-    _check_sweep(where, part, content.get("sweep") or {}, extra)
+    searched: dict[str, Any] = {key: [] for key in searched_keys(where, content.get("search"))}
+    _check_sweep(where, part, {**searched, **(content.get("sweep") or {})}, extra)
     for name, variant in (variants or {}).items():
         _check_keys(f"{where}.variants.{name}", variant or {}, VARIANT_KEYS)
         sweep = {"optimizer": [], **((variant or {}).get("sweep") or {})}
@@ -91,21 +118,36 @@ def _check_sweep(where: str, part: str, sweep: dict[str, Any], extra: list[str])
             )
 
 
-def _rate(part: str, file: str, cell: dict[str, Any], rate_of: str) -> float:
+def _rate(part: str, source: str, cell: Point, rate_of: str) -> float:
     """The rate that a tuning study chose for an optimizer or a variant, and this model."""
-    tuned = load_group("tuned", file)
+    where = f"study.parts.{part}.tuned={source}"
+    tuned, file = _winners(where, source, cell)
     if cell.get("model", tuned["model"]) != tuned["model"]:
-        raise UserError(
-            f"study.parts.{part}.tuned={file} holds rates for model {tuned['model']}, "
-            f"not for {cell['model']}."
-        )
+        raise UserError(f"{where} holds rates for model {tuned['model']}, not for {cell['model']}.")
     winners = tuned["winners"]
     if rate_of not in winners:
         raise UserError(
-            f"configs/tuned/{file}.yaml has no learning rate for optimizer {rate_of}; "
+            f"{file} has no learning rate for optimizer {rate_of}; "
             f"it has {', '.join(sorted(winners))}."
         )
     return float(winners[rate_of]["lr"])
+
+
+def _winners(where: str, source: str, cell: Point) -> tuple[dict[str, Any], str]:
+    """Model and winners of a file in configs/tuned or of a study's folder, and how to name it."""
+    from harness import tuning
+
+    if "/" not in source:
+        try:
+            return load_group("tuned", source), f"configs/tuned/{source}.yaml"
+        except UserError:
+            cure = "run `gefen-bench study=tune`, then `python -m harness.tuning runs/tune`"
+            raise UserError(f"{where}: there is no configs/tuned/{source}.yaml; {cure}.") from None
+    _, by_model = tuning.load(Path(source))
+    model = cell.get("model") or next(iter(by_model))
+    if model not in by_model:
+        raise UserError(f"{where} holds rates for {', '.join(by_model)}, not for {model}.")
+    return {"model": model, "winners": tuning.choose(by_model[model])}, source
 
 
 def _text(value: Any) -> str:

@@ -4,6 +4,7 @@ import fcntl
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,30 @@ from tqdm import tqdm
 
 from harness import store
 from harness.cells import Cell
+from harness.estimates import Estimator, duration, total
+from harness.groups import configs_dir
 from harness.launcher import launch
+from harness.planning import CellList, Known, Plan
 from harness.provenance import utc_now
 
 OnRecord = Callable[[store.Record], None]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When to stop between cells: after so many that ran, or so many seconds."""
+
+    cells: int | None = None
+    seconds: float | None = None
+
+
+@dataclass
+class Outcome:
+    """How a sweep ended: cells by status, and why it stopped before the end, if it did."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    left: int = 0
+    stopped: str | None = None
 
 
 def run_cells(
@@ -28,21 +49,106 @@ def run_cells(
     Results that are already on disk are kept. KeyboardInterrupt stops between or within cells and
     loses nothing that was finished.
     """
-    write_study(cells, command)
-    counts: dict[str, int] = {}
-    for number, cell in enumerate(cells, 1):
-        head = f"[{number}/{len(cells)}] {cell.config.part}: {cell.label}"
+    return Sweep(CellList(cells), command, Limits(), progress).run(on_record).counts
+
+
+class Sweep:
+    """The cells of a plan, also those that its searches add, run until none is left.
+
+    Stops between cells, as `Outcome.stopped` then says, when one of `limits` is reached.
+    """
+
+    def __init__(
+        self, plan: "Plan | CellList", command: str, limits: Limits, progress: bool = True
+    ) -> None:
+        self._plan, self._command, self._limits = plan, command, limits
+        self._progress = progress
+        self._outcome = Outcome()
+        self._handled: set[str] = set()
+        self._ran = 0
+        self._started = time.monotonic()
+
+    def run(self, on_record: OnRecord | None = None) -> Outcome:
+        """Run; KeyboardInterrupt loses nothing that was finished."""
+        known = self._plan.known()
+        write_study(known.cells, self._command)
+        self._estimator = Estimator(record_folders(known.cells) if self._progress else ())
+        self._say(opening_line(known, self._estimator))
+        while waiting := [cell for cell in known.cells if cell.id not in self._handled]:
+            if not self._handle(waiting, known, on_record):
+                break
+            before, known = known, self._plan.known()
+            if len(known.cells) != len(before.cells):
+                write_study(known.cells, self._command)
+        return self._outcome
+
+    def _handle(self, waiting: list[Cell], known: Known, on_record: OnRecord | None) -> bool:
+        """Keep or run the first waiting cell; False when a limit was reached instead."""
+        cell, total_cells = waiting[0], f"{len(known.cells)}{'+' if known.open else ''}"
+        number = f"{len(self._handled) + 1}/{total_cells}"
+        name = f"{cell.config.part}: {cell.label}"
         record, note = cell.finished(), "kept"
         if record is None:
+            self._outcome.stopped = self._limit_reached()
+            if self._outcome.stopped is not None:
+                self._outcome.left = sum(cell.finished() is None for cell in waiting)
+                return False
             started = time.monotonic()
-            record = _run_one(cell, command, head, progress)
-            note = f"{time.monotonic() - started:.0f} s"
-        if progress:
-            print(f"{head}  {summary_line(record)}  ({note})", file=sys.stderr, flush=True)
+            head = f"[{number}, {self._times(waiting)}] {name}"
+            record = _run_one(cell, self._command, head, self._progress)
+            note = duration(time.monotonic() - started)
+            self._ran += 1
+            self._estimator.learn(record, cell.directory)
+        self._handled.add(cell.id)
+        self._plan.answer(record)
+        times = f", {self._times(waiting[1:])}" if note != "kept" else ""
+        self._say(f"[{number}{times}] {name}  {summary_line(record)}  ({note})")
+        counts = self._outcome.counts
         counts[record.status] = counts.get(record.status, 0) + 1
         if on_record is not None:
             on_record(record)
-    return counts
+        return True
+
+    def _limit_reached(self) -> str | None:
+        if self._limits.cells is not None and self._ran >= self._limits.cells:
+            return f"the limit of {self._limits.cells} cells"
+        elapsed = time.monotonic() - self._started
+        if self._limits.seconds is not None and elapsed >= self._limits.seconds:
+            return f"the time budget of {duration(self._limits.seconds)}"
+        return None
+
+    def _times(self, waiting: list[Cell]) -> str:
+        """Time since the start, and what is left for the waiting cells that have an estimate."""
+        elapsed = duration(time.monotonic() - self._started)
+        found = [self._estimator.estimate(c.config) for c in waiting if c.finished() is None]
+        seconds = sum(estimate.seconds for estimate in found if estimate is not None)
+        more = "+" if None in found else ""
+        return f"{elapsed} so far, about {duration(seconds)}{more} left" if seconds else elapsed
+
+    def _say(self, line: str) -> None:
+        if self._progress:
+            print(line, file=sys.stderr, flush=True)
+
+
+def record_folders(cells: list[Cell]) -> list[Path]:
+    """Studies to estimate from: all below the roots of the cells, and the published ones."""
+    roots = dict.fromkeys([*(cell.study_dir.parent for cell in cells), _results_dir()])
+    return [folder for root in roots if root.is_dir() for folder in sorted(root.iterdir())]
+
+
+def _results_dir() -> Path:
+    return configs_dir().parent / "results"
+
+
+def opening_line(known: Known, estimator: Estimator) -> str:
+    """What is planned, what of it is to run, and what that will take."""
+    waiting = [cell for cell in known.cells if cell.finished() is None]
+    line = f"{len(known.cells)} cells, {len(waiting)} to run"
+    if waiting:
+        line += f": {total(estimator.estimate(cell.config) for cell in waiting)}"
+    if known.open:
+        line += f"; the search adds cells as it learns, at most {known.at_most} in all"
+    return f"{line}."
 
 
 def _run_one(cell: Cell, command: str, head: str, progress: bool) -> store.Record:
@@ -114,13 +220,14 @@ def _write_study(directory: Path, members: list[Cell], command: str) -> None:
     )
 
 
-def dry_run(cells: list[Cell]) -> str:
-    """The plan as text: every cell, and whether its result is already there."""
+def dry_run(known: Known) -> str:
+    """The plan as text: every cell, whether its result is there, else how long it may take."""
+    estimator = Estimator(record_folders(known.cells))
     lines = []
-    for cell in cells:
+    for cell in known.cells:
         record = cell.finished()
+        estimate = None if record else estimator.estimate(cell.config)
         status = record.status if record else "to run"
-        lines.append(f"{cell.id}  {status:<9} {cell.config.part:<12} {cell.label}")
-    waiting = sum(cell.finished() is None for cell in cells)
-    lines.append(f"{len(cells)} cells, {waiting} to run.")
-    return "\n".join(lines)
+        time_left = f"~{duration(estimate.seconds)}" if estimate else "" if record else "~?"
+        lines.append(f"{cell.id}  {status:<9} {time_left:<8} {cell.config.part:<12} {cell.label}")
+    return "\n".join([*lines, *known.notes, opening_line(known, estimator)])

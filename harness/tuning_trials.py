@@ -53,13 +53,22 @@ def next_rates(records: list[store.Record]) -> dict[str, list[float]]:
     return wanted
 
 
+def trials_after(records: list[store.Record], wanted: dict[str, list[float]]) -> int:
+    """Rates of the optimizer that has most, its variants together, once `wanted` have run too."""
+    trials = trials_of(records)
+    return max(
+        sum(len(trials[name]) + len(wanted[name]) for name in names)
+        for names in _families(records).values()
+    )
+
+
 def trials_of(records: list[store.Record]) -> Trials:
     """Mean loss over seeds by variant and rate, in rising order of both."""
     losses: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
         loss = record.metrics.get("final_eval_loss")
         rate = record.config["optimizer"]["lr"]
-        losses[_name(record)][rate].append(math.inf if loss is None else loss)
+        losses[trial_name(record)][rate].append(math.inf if loss is None else loss)
     return {
         name: {rate: fmean(values) for rate, values in sorted(rates.items())}
         for name, rates in sorted(losses.items())
@@ -74,14 +83,15 @@ def best_rate(name: str, means: dict[float, float]) -> float:
     return best
 
 
-def _name(record: store.Record) -> str:
+def trial_name(record: store.Record) -> str:
+    """The name that a trial's rate is chosen under: the variant, or else the optimizer."""
     optimizer = record.config["optimizer"]
     return str(optimizer.get("variant") or optimizer["name"])
 
 
 def _families(records: list[store.Record]) -> dict[str, list[str]]:
     """Variants by optimizer, both in rising order."""
-    pairs = sorted({(record.config["optimizer"]["name"], _name(record)) for record in records})
+    pairs = sorted({(record.config["optimizer"]["name"], trial_name(record)) for record in records})
     found: dict[str, list[str]] = defaultdict(list)
     for family, name in pairs:
         found[family].append(name)
@@ -129,7 +139,7 @@ def _check_budgets(records: list[store.Record]) -> None:
     }
     seeds: dict[tuple[str, float], Counter[int]] = defaultdict(Counter)
     for record in records:
-        seeds[_name(record), record.config["optimizer"]["lr"]][record.config["seed"]] += 1
+        seeds[trial_name(record), record.config["optimizer"]["lr"]][record.config["seed"]] += 1
     unlike = any(counter != next(iter(seeds.values())) for counter in seeds.values())
     if len(set(counts.values())) > 1 or unlike:
         listed = ", ".join(f"{family} {count} rates" for family, count in counts.items())
@@ -142,10 +152,10 @@ def _check_settings(records: list[store.Record]) -> None:
     settings: dict[str, dict[str, Any]] = {}
     for record in records:
         optimizer = {key: v for key, v in record.config["optimizer"].items() if key != "lr"}
-        if settings.setdefault(_name(record), optimizer) != optimizer:
+        if settings.setdefault(trial_name(record), optimizer) != optimizer:
             raise UserError(
-                f"The trials of {_name(record)} differ in more than the learning rate; give each "
-                "configuration an optimizer.variant of its own."
+                f"The trials of {trial_name(record)} differ in more than the learning rate; give "
+                "each configuration an optimizer.variant of its own."
             )
 
 
@@ -154,7 +164,8 @@ def _check(records: list[store.Record]) -> None:
         raise UserError("The study has no records; run it first (make tune).")
     for record in records:
         if record.status not in ("done", "diverged"):
-            raise UserError(f"Cell {record.id} ended as {record.status}; run the study again.")
+            cure = "choose a smaller cell" if record.status == "oom" else "run the study again"
+            raise UserError(f"Cell {record.id} ended as {record.status}; {cure}.")
         if record.config["task"]["eval_split"] != "validation":
             raise UserError(
                 f"Cell {record.id} was judged on the {record.config['task']['eval_split']} split; "

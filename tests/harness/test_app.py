@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from harness import store
+from harness import store, studies
+from harness.schema import StudyConfig
 
 TINY = [
     "model=gpt2_tiny",
@@ -54,6 +55,9 @@ def bench(*arguments: str, cwd: Path | None = None) -> "subprocess.CompletedProc
         (["data=hub", "data.path=no-one/no-such-data"], "no-one/no-such-data"),
         (["data=text_files", "data.path=/no/such/folder"], "/no/such/folder"),
         (["study=nothing"], "study=nothing is not known; allowed: adhoc"),
+        (["--limit", "none"], "--limit none needs a whole number above 0"),
+        (["launch.limit=0"], "launch.limit=0 is too small; the least allowed is 1"),
+        (["launch.time_budget_minutes=-1"], "must be a finite number above 0"),
         (["precision=fp4"], "precision=fp4 is not known; allowed: fp32, bf16_mixed, bf16_pure"),
     ],
 )
@@ -80,7 +84,12 @@ def test_nothing_heavy_is_imported_before_a_mistake_is_answered(tmp_path: Path) 
 
 def test_help_and_the_job_work_from_another_folder(tmp_path: Path) -> None:
     text = bench("--help", cwd=tmp_path).stdout
-    for word in ("gefen-bench -m optimizer=adamw,gefen", "gpt2_124m", "reproduce", "tracker=none"):
+    for word in (
+        "gefen-bench -m optimizer=adamw,gefen",
+        "gpt2_124m",
+        "reproduce",
+        "--time-budget 2h",
+    ):
         assert word in text
     job = bench("optimizer=gefen", "--cfg", "job", cwd=tmp_path).stdout
     assert "name: gefen" in job
@@ -92,7 +101,7 @@ def test_a_sweep_runs_keeps_and_goes_on(text_folder: Path, tmp_path: Path) -> No
     data = [f"data.path={text_folder}", f"cache={tmp_path / 'cache'}", f"root={tmp_path / 'runs'}"]
     sweep = ["-m", "optimizer=adamw,gefen", "seed=0,1", *TINY, *data]
     plan = bench(*sweep, "launch.dry_run=true")
-    assert "4 cells, 4 to run." in plan.stdout, plan.stderr
+    assert "4 cells, 4 to run: " in plan.stdout, plan.stderr
     first = bench(*sweep)
     assert first.returncode == 0, first.stderr
     assert "4 cells: 4 done." in first.stderr
@@ -134,11 +143,47 @@ def test_ctrl_c_leaves_an_interrupted_record(text_folder: Path, tmp_path: Path) 
 
 
 def test_every_study_plans_cells_that_validate(tmp_path: Path) -> None:
-    for name, counts in {"reproduce": 7, "reproduce_full": 37, "tune": 15}.items():
-        answer = bench(f"study={name}", "launch.dry_run=true", f"root={tmp_path / 'runs'}")
+    """Not convergence, whose rates for the Llama shape a tuning run must write first."""
+    counts = {
+        "reproduce": 7,
+        "tune": 30,
+        "memory": 54,
+        "capacity": 9,
+        "sensitivity": 48,
+    }
+    for name, count in counts.items():
+        answer = bench(f"study={name}", "--dry-run", f"root={tmp_path / 'runs'}")
         assert answer.returncode == 0, answer.stderr
         lines = answer.stdout.strip().splitlines()
-        assert lines[-1] == f"{counts} cells, {counts} to run."
+        assert lines[-1].startswith(f"{count} cells, {count} to run: about ")
         ids = [line.split()[0] for line in lines[:-1]]
-        assert len(set(ids)) == counts
+        assert len(set(ids)) == count
         assert all(re.fullmatch(r"[0-9a-f]{16}", cell) for cell in ids)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_search_is_one_command_that_a_limit_stops_and_the_same_command_ends(
+    text_folder: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "runs"
+    data = [f"data.path={text_folder}", f"cache={tmp_path / 'cache'}", f"root={root}"]
+    tiny = [text for text in TINY if not text.startswith("model=")]
+    sweep = "{model:[gpt2_tiny],optimizer:[adamw],optimizer.lr_factor:[1,2]}"
+    search = "study.parts.tune.search.max_trials=3"
+    command = ["study=tune", f"study.parts.tune.sweep={sweep}", search, *tiny, *data]
+    first = bench(*command, "--limit", "1")
+    assert first.returncode == 0, first.stderr
+    assert "Stopped at the limit of 1 cells; 1 known cells are left; the search" in first.stderr
+    assert first.stderr.strip().endswith("The same command continues.")
+    second = bench(*command)
+    assert second.returncode == 0, second.stderr
+    study, records = store.load_study(root / "tune")
+    assert [record.status for record in records] == ["done"] * 3
+    assert "--limit" not in study["command"]
+    assert "tune gpt2_tiny: stopped at search.max_trials=3; best rates: adamw " in second.stderr
+    assert f"python -m harness.tuning {root / 'tune'}" in second.stderr
+    # The winner feeds another study from the records themselves.
+    part = {"tuned": str(root / "tune"), "overrides": {"model": "gpt2_tiny", "optimizer": "adamw"}}
+    (fed,) = studies.expand(StudyConfig(parts={"p": part}), "s", [])
+    means = {r.config["optimizer"]["lr"]: r.metrics["final_eval_loss"] for r in records}
+    assert f"optimizer.lr={min(means, key=lambda rate: means[rate])}" in fed
