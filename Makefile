@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --progre
 # A failed run (exit 1) is reported too, and still fails the target; mistakes and Ctrl-C just end it.
 study = $(BIN)/gefen-bench study=$(1); code=$$?; [ $$code -gt 1 ] || $(BIN)/gefen-report runs/$(1) && exit $$code
 
-.PHONY: help reproduce reproduce-full tune test clean
+.PHONY: claims help reproduce reproduce-full tune test clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -17,9 +17,12 @@ reproduce: .venv/installed ## Run the embedded study (about 10 minutes on two co
 reproduce-full: .venv/installed ## The same at full size (up to 3 hours); its records are published
 	@$(call study,reproduce_full)
 
-tune: .venv/installed ## The learning-rate search behind configs/tuned/gpt2_3m.yaml
+tune: .venv/installed ## The learning-rate search behind configs/tuned (up to 2 hours)
 	@$(BIN)/gefen-bench study=tune
 	@$(BIN)/python -m harness.tuning runs/tune
+
+claims: .venv/installed ## Judge every claim from the published records, without running anything
+	@$(BIN)/gefen-claims
 
 test: .venv/installed-dev ## Lint, types, import rules and the whole test suite
 	@$(BIN)/ruff check .
@@ -27,7 +30,7 @@ test: .venv/installed-dev ## Lint, types, import rules and the whole test suite
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@OMP_NUM_THREADS=1 $(BIN)/pytest tests/gefen -n 2
-	@$(BIN)/pytest tests/harness tests/reports
+	@$(BIN)/pytest tests/harness tests/reports tests/pipeline
 
 # pip works on the installed torch alone: other installers would fetch gigabytes of CUDA packages.
 .venv/installed: pyproject.toml constraints.txt

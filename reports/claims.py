@@ -1,115 +1,52 @@
-"""Claims from YAML, each judged for each subject from the records of one study."""
+"""Claims judged for each subject from the records of one study."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
-import yaml
 
-from reports.load import ReportError, StudyData, one_line
+from reports.claim_files import NONE, claims_folder, load_claims
+from reports.claim_types import VERDICTS, Claim, Estimator, Verdict
+from reports.load import StudyData
+from reports.pairing import short
 
-VERDICTS = ("reproduced", "refuted", "inconclusive", "not tested")
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A claim as its YAML file states it; numbers that an estimator does not use stay None."""
-
-    id: str
-    title: str
-    text: str
-    source: str
-    estimator: str
-    subjects: dict[str, str]
-    baseline: str
-    threshold: float | None = None
-    tolerance: float = 0.0
-    margin: float | None = None
-    alpha: float = 0.05
-    power: float = 0.8
-    precisions: list[str] = field(default_factory=lambda: ["fp32"])
-    beside: list[str] = field(default_factory=list)
-    min_parameters: int = 0
-    min_seeds: int = 5
-    notes: str = ""
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """One answer: what was found, from which cells, in a sentence that stands alone.
-
-    `interval` is (low, high) in `unit`; `interval_kind` says what it is. `parts` holds the
-    verdicts of the single conditions (a sequence length, say) behind an overall one.
-    """
-
-    claim: str
-    subject: str
-    verdict: str
-    sentence: str
-    title: str = ""
-    source: str = ""
-    scope: str = ""
-    estimate: float | None = None
-    interval: tuple[float, float] | None = None
-    interval_kind: str = ""
-    margin: float | None = None
-    unit: str = ""
-    n: int = 0
-    n_of: str = "paired seeds"
-    cells: tuple[str, ...] = ()
-    command: str = ""
-    parts: tuple["Verdict", ...] = ()
-
-
-Estimator = Callable[[Claim, str, str, StudyData], Verdict]
-
-
-def claims_folder() -> Path:
-    """configs/claims beside the package, in a checkout and in an installed wheel alike."""
-    return Path(__file__).resolve().parent.parent / "configs" / "claims"
-
-
-def load_claims(folder: Path) -> dict[str, Claim]:
-    """Every claim in `folder` by id. Raises `ReportError` that names the file and the key."""
-    paths = sorted(folder.glob("*.yaml"))
-    if not paths:
-        raise ReportError(f"{folder} holds no claim (*.yaml).")
-    claims = [read_claim(path) for path in paths]
-    return {claim.id: claim for claim in claims}
-
-
-def read_claim(path: Path) -> Claim:
-    """One YAML file as a `Claim`."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ReportError(f"{path} cannot be read: {one_line(error)}") from error
-    if not isinstance(values, dict):
-        raise ReportError(f"{path} holds no mapping of keys to values.")
-    known = [item.name for item in fields(Claim)]
-    unknown = sorted(set(values) - set(known))
-    if unknown:
-        raise ReportError(f"{path} has the unknown key {unknown[0]!r}; known: {', '.join(known)}.")
-    absent = [name for name in known[:7] if name not in values]
-    if absent:
-        raise ReportError(f"{path} lacks the key {absent[0]!r}.")
-    allowed = estimators()
-    if values["estimator"] not in allowed:
-        names = ", ".join(sorted(allowed))
-        raise ReportError(f"{path} has estimator {values['estimator']!r}; known: {names}.")
-    return Claim(**values)
+__all__ = [
+    "VERDICTS",
+    "Claim",
+    "Estimator",
+    "Verdict",
+    "answer",
+    "claims_folder",
+    "estimators",
+    "evaluate",
+    "judge_one",
+    "load_claims",
+    "split_absent",
+    "verdict_frame",
+]
 
 
 def estimators() -> dict[str, Estimator]:
-    """The estimators by name; imported here because they build on `Claim` and `Verdict`."""
-    from reports import loss_claims, memory_claims
+    """The estimators by name; imported here because they build on this module."""
+    from reports import (
+        capacity_claims,
+        loss_claims,
+        memory_claims,
+        peak_claims,
+        stated_claims,
+        time_claims,
+    )
 
     return {
         "state_ratio": memory_claims.state_ratio,
         "state_saving": memory_claims.state_saving,
+        "state_per_parameter": memory_claims.state_per_parameter,
+        "stated_state": stated_claims.stated_state,
+        "lowest_peak": peak_claims.lowest_peak,
         "paired_loss": loss_claims.paired_loss,
+        "rate_transfer": loss_claims.rate_transfer,
+        "step_time": time_claims.step_time,
+        "capacity": capacity_claims.capacity,
     }
 
 
@@ -123,14 +60,22 @@ def evaluate(data: StudyData, claims: dict[str, Claim]) -> list[Verdict]:
             verdicts.append(Verdict(name, "", "not tested", sentence, title=name))
             continue
         claim = claims[name]
-        estimator = estimators()[claim.estimator]
-        for subject, optimizer in claim.subjects.items():
-            if (data.runs["optimizer"] == optimizer).any():
-                verdicts.append(estimator(claim, subject, optimizer, data))
-            else:
-                sentence = f"No cell of this study ran the optimizer {optimizer}."
-                verdicts.append(answer(claim, subject, data, "not tested", sentence))
+        verdicts += [judge_one(claim, subject, data) for subject in claim.subjects]
     return verdicts
+
+
+def judge_one(claim: Claim, subject: str, data: StudyData) -> Verdict:
+    """The verdict of one claim for one subject from one study."""
+    optimizer = claim.subjects[subject]
+    if claim.estimator == NONE:
+        return answer(claim, subject, data, "not tested", claim.missing[subject])
+    if not (data.runs["optimizer"] == optimizer).any():
+        sentence = f"No cell of this study ran the optimizer {optimizer}."
+        return answer(claim, subject, data, "not tested", sentence)
+    found = estimators()[claim.estimator](claim, subject, optimizer, data)
+    behind = data.runs[data.runs["id"].isin(found.cells)]
+    codes = dict.fromkeys(short(code) for code in behind["code_hash"] if code)
+    return replace(found, code=tuple(codes))
 
 
 def answer(
@@ -147,6 +92,8 @@ def answer(
         title=claim.title,
         source=claim.source,
         command=str(data.study.get("command") or ""),
+        study=str(data.study.get("name") or data.folder.name),
+        folder=str(data.folder),
         **more,
     )
 
@@ -163,7 +110,7 @@ def split_absent(verdicts: list[Verdict]) -> tuple[list[Verdict], list[tuple[str
 
 
 def verdict_frame(verdicts: list[Verdict]) -> pd.DataFrame:
-    """Verdicts and their parts as rows, for verdicts.csv."""
+    """Verdicts and their parts as rows, for verdicts.csv and claims.csv."""
     rows = []
     for verdict in verdicts:
         for item in (verdict, *verdict.parts):
@@ -185,6 +132,8 @@ def verdict_frame(verdicts: list[Verdict]) -> pd.DataFrame:
                     "cells": " ".join(item.cells),
                     "sentence": item.sentence,
                     "command": item.command,
+                    "study": item.study,
+                    "code": " ".join(verdict.code),
                 }
             )
     return pd.DataFrame(rows)

@@ -1,23 +1,37 @@
-"""Which figures a study supports, each with a caption computed from its data."""
+"""Which figures a study supports, each with a caption: what is shown, units, n, intervals."""
 
 from dataclasses import dataclass
 
 import pandas as pd
 from matplotlib.figure import Figure
 
+from reports.capacity import capacity
+from reports.capacity_figures import capacity_bars
 from reports.load import BASELINE, StudyData
-from reports.loss_figures import PANEL, loss_curves, trained
-from reports.memory_figures import STATE_PANEL, measured, memory_stack, state_bars, step_time
+from reports.loss_figures import Curves, loss_curves, trained
+from reports.memory_figures import (
+    MOST_PANELS,
+    PANEL,
+    measured,
+    memory_stack,
+    scaling,
+    scaling_groups,
+    state_bars,
+)
 from reports.seed_figures import final_losses, paired_difference, paired_groups
-from reports.style import condition, conditions, styles
-from reports.tables import runs_table
-from reports.text import byte_text, ms_text, plural, signed
+from reports.sensitivity import arms, at_best_rates, rate_groups
+from reports.sensitivity_figures import sensitivity
+from reports.speed import LEAST
+from reports.text import plural
+from reports.time_figures import ratio_table, step_ratio, step_time
+from reports.values import capped
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A finished figure: file name without ending, title, caption, and the cells it shows."""
+    """A finished figure: section, file name without ending, title, caption, the cells it shows."""
 
+    section: str
     name: str
     title: str
     caption: str
@@ -25,141 +39,166 @@ class Drawn:
     cells: tuple[str, ...]
 
 
-def draw_all(data: StudyData, margin: float, baseline: str = BASELINE) -> list[Drawn]:
-    """Every figure that the study's records support; `margin` in nats/token."""
-    return [*loss_drawings(data, margin, baseline), *memory_drawings(data, baseline)]
+def draw_all(
+    data: StudyData, margin: float, baseline: str = BASELINE, curves: Curves | None = None
+) -> list[Drawn]:
+    """Every figure that the study's records support, section by section; `margin` in nats/token."""
+    plain = data.runs[~capped(data.runs)]
+    shown = at_best_rates(plain, baseline)
+    return [
+        *memory_drawings(shown, baseline),
+        *capacity_drawings(data.runs),
+        *time_drawings(shown),
+        *loss_drawings(shown, curves or Curves(data.curves), margin, baseline),
+        *rate_drawings(plain, baseline),
+    ]
 
 
-def loss_drawings(data: StudyData, margin: float, baseline: str) -> list[Drawn]:
+def ids(cells: pd.DataFrame) -> tuple[str, ...]:
+    """The identities of cells."""
+    return tuple(cells["id"])
+
+
+def memory_drawings(runs: pd.DataFrame, baseline: str) -> list[Drawn]:
+    """Breakdown at the peaks, counted state, and both over sizes where there are several."""
+    found = []
+    peaks, states = measured(runs, "peak_bytes"), measured(runs, "optimizer_state_bytes")
+    if not peaks.empty:
+        caption = (
+            "Each bar ends at a measured peak (GiB): the upper at the peak of a whole training "
+            "step with the state resident, the lower, thinner at the peak of an optimizer step "
+            "alone. Parameters, gradients and state as counted; the rest of the peak is what was "
+            "alive at that moment besides: activations in forward and backward, the step's "
+            "transient in the optimizer's step. At the start of backward not all gradients exist "
+            f"yet, so activations are a lower bound. {cells_text(peaks)}; no interval."
+        )
+        figure = memory_stack(runs)
+        found.append(Drawn("memory", "memory", "Memory at its peak", caption, figure, ids(peaks)))
+    if not states.empty:
+        caption = (
+            "Bytes per parameter counted in the storages of the optimizer's state, each once; in "
+            "brackets AdamW's count over this one. Counts are exact: no interval. "
+            f"{cells_text(states)}."
+        )
+        figure, title = state_bars(runs, baseline), "Optimizer state"
+        found.append(Drawn("memory", "state_bytes", title, caption, figure, ids(states)))
+    for x, name, title in (
+        ("parameters", "memory_models", "Memory over model sizes"),
+        ("seq_len", "memory_seq_len", "Memory over sequence lengths"),
+    ):
+        groups = scaling_groups(runs, x)
+        if groups:
+            cells = pd.concat(groups)
+            caption = (
+                "Measured peaks (and over models the counted state), GiB; a cross at the upper "
+                "edge is a cell that did not finish. Of many conditions those of the longest "
+                "sequences or the largest models are shown."
+            )
+            found.append(Drawn("memory", name, title, caption, scaling(runs, x), ids(cells)))
+    return found
+
+
+def cells_text(cells: pd.DataFrame) -> str:
+    """How many cells stand behind one mark: "n = 1 cell each", or "medians over 1 to 5 cells"."""
+    sizes = cells.groupby(["model", "seq_len", "precision", "variant"], dropna=False).size()
+    low, high = int(sizes.min()), int(sizes.max())
+    text = f"medians over n = {low if low == high else f'{low} to {high}'} cells"
+    text = "n = 1 cell each" if high == 1 else text
+    panels = cells.groupby(PANEL, dropna=False).ngroups
+    if panels > MOST_PANELS:
+        text += f" (of {panels} conditions at most {MOST_PANELS}: the longest sequences of the "
+        text += "largest models; the tables have all)"
+    return text
+
+
+def capacity_drawings(runs: pd.DataFrame) -> list[Drawn]:
+    """What fits under a cap, where a study searched for it."""
+    table = capacity(runs)
+    if table.empty:
+        return []
+    caption = (
+        "The largest value that trained below the smallest that ran out of memory (cross), under "
+        "the cap named above each panel, with the training throughput there. One search each; the "
+        "true limit lies between bar and cross."
+    )
+    cells = tuple(cell for row in table["cells"] for cell in row)
+    figure = capacity_bars(runs, table)
+    return [Drawn("capacity", "capacity", "Capacity under a memory cap", caption, figure, cells)]
+
+
+def time_drawings(runs: pd.DataFrame) -> list[Drawn]:
+    """Step times and their ratio to the baseline's."""
+    shown, found = measured(runs, "step_median_seconds"), []
+    if shown.empty:
+        return []
+    caption = (
+        f"Milliseconds, {cells_text(shown)}; bars from the 10th to the 90th percentile of the "
+        "steady steps of a process. Processes ran one after another, not interleaved: an order "
+        "of magnitude; gefen-step compares interleaved steps."
+    )
+    title = "Time of an optimizer step"
+    found.append(Drawn("speed", "step_time", title, caption, step_time(runs), ids(shown)))
+    table = ratio_table(runs)
+    if not table.empty:
+        caption = (
+            "Median step time of each process over AdamW's with the same seed, geometric mean "
+            f"over n processes; 95 % t intervals on the logs where n is {LEAST} or more."
+        )
+        cells = tuple(dict.fromkeys(cell for row in table["ids"] for cell in row))
+        figure, title = step_ratio(runs, table), "Step time as a multiple of AdamW's"
+        found.append(Drawn("speed", "step_ratio", title, caption, figure, cells))
+    return found
+
+
+def loss_drawings(runs: pd.DataFrame, curves: Curves, margin: float, baseline: str) -> list[Drawn]:
     """Curves, paired difference and final values, where there are any."""
-    runs, curves = data.runs, data.curves
     shown = trained(runs, curves)
     found: list[Drawn] = []
-    if not shown.empty:
-        ids = tuple(shown["id"])
-        caption = loss_caption(shown)
-        for name, x, title in (
-            ("loss_tokens", "tokens", "Loss against tokens"),
-            ("loss_seconds", "train_seconds", "Loss against seconds"),
-        ):
-            extra = " Time excludes evaluation and logging." if x == "train_seconds" else ""
-            found.append(Drawn(name, title, caption + extra, loss_curves(runs, curves, x), ids))
+    for name, x, title in (
+        ("loss_tokens", "tokens", "Loss against tokens"),
+        ("loss_seconds", "train_seconds", "Loss against seconds"),
+    ):
+        if not shown.empty:
+            caption = (
+                "Mean held-out loss over n seeds, nats/token, with 95 % t bands where n > 1; the "
+                "legend has the final mean. Of a sweep over rates only the best of each optimizer "
+                "and AdamW's own are shown. Losses above those after the first fifth are cut off."
+            )
+            caption += " Time excludes evaluation and logging." if x != "tokens" else ""
+            figure = loss_curves(runs, curves, x)
+            found.append(Drawn("loss", name, title, caption, figure, ids(shown)))
     pairs = paired_groups(shown, baseline)
     if pairs:
-        figure = paired_difference(runs, curves, margin, baseline)
-        ids = tuple(cell for group in pairs for cell in group["id"])
-        caption = difference_caption(pairs, baseline, margin)
-        found.append(Drawn("loss_difference", "Paired difference", caption, figure, ids))
-    finals = runs[(runs["task"] == "pretrain")]
-    if finals["final_eval_loss"].notna().any():
-        caption = "Each mark is one seed; a cell that did not finish is named at its row's end."
-        ids = tuple(finals["id"])
-        found.append(Drawn("final_loss", "Final loss", caption, final_losses(runs), ids))
-    return found
-
-
-def memory_drawings(data: StudyData, baseline: str) -> list[Drawn]:
-    """Peak by kind, counted state and step time, where there are any."""
-    runs, found = data.runs, []
-    table = runs_table(runs, baseline)
-    for column, name, title, draw, describe in (
-        ("optimizer_state_bytes", "state_bytes", "Optimizer state", state_bars, state_caption),
-        ("peak_bytes", "memory", "Memory by kind", memory_stack, memory_caption),
-        ("step_median_seconds", "step_time", "Optimizer-step time", step_time, time_caption),
-    ):
-        shown = measured(runs, column)
-        if not shown.empty:
-            caption = describe(table.loc[shown.index])
-            found.append(Drawn(name, title, caption, draw(runs), tuple(shown["id"])))
-    return found
-
-
-def means(group: pd.DataFrame, column: str) -> dict[str, float]:
-    """Mean of `column` over finished cells for each variant that has it, smallest first."""
-    labels = {name: style.label for name, style in styles(group).items()}
-    done = group[(group["status"] == "done") & group[column].notna()]
-    by = done.groupby("variant")[column].mean().sort_values()
-    return {labels[str(name)]: float(value) for name, value in by.items()}
-
-
-def loss_caption(shown: pd.DataFrame) -> str:
-    """Where each condition ended."""
-    parts = []
-    for group in conditions(shown, PANEL):
-        seeds = group[group["status"] == "done"]["variant"].value_counts()
-        labels = {style.label: name for name, style in styles(group).items()}
-        ends = ", ".join(
-            f"{label} {value:.4f} ({plural(int(seeds[labels[label]]), 'seed')})"
-            for label, value in means(group, "final_eval_loss").items()
+        caption = (
+            f"Held-out loss minus AdamW's, paired by seed, nats/token, below 0 is better. Dashed: "
+            f"the margin of {margin:g} nats. Bands, where n > 1, are two-sided 95 % t intervals; "
+            "verdicts use the one-sided bound at the end."
         )
-        parts.append(f"{condition(group, *PANEL)}: {ends or 'no cell finished'}")
-    return (
-        "Mean over seeds, with a 95 % t interval where there are several; final means, "
-        f"nats/token: {'; '.join(parts)}."
+        figure = paired_difference(runs, curves, margin, baseline)
+        cells = ids(pd.concat(pairs))
+        found.append(Drawn("loss", "loss_difference", "Paired difference", caption, figure, cells))
+    finals = runs[runs["task"] == "pretrain"]
+    if finals["final_eval_loss"].notna().any():
+        caption = (
+            "Every seed is a mark, nats/token; bars are the mean and its 95 % t interval. What "
+            "did not finish stands beside the name."
+        )
+        figure = final_losses(runs)
+        found.append(Drawn("loss", "final_loss", "Final loss", caption, figure, ids(finals)))
+    return found
+
+
+def rate_drawings(runs: pd.DataFrame, baseline: str) -> list[Drawn]:
+    """Final loss over learning rates, where an optimizer was trained at three or more."""
+    groups = rate_groups(arms(runs))
+    if not groups:
+        return []
+    cells = pd.concat(groups)
+    seeds = cells.groupby(["model", "seq_len", "precision", "variant", "rate"], dropna=False).size()
+    caption = (
+        f"Mean final held-out loss, nats/token, over up to {plural(int(seeds.max()), 'seed')} at "
+        "each peak rate, with 95 % t bands where there are several. Symbols at the upper edge are "
+        "cells that did not finish; the dotted line is AdamW's own best rate."
     )
-
-
-def difference_caption(groups: list[pd.DataFrame], baseline: str, margin: float) -> str:
-    """The final mean paired difference of each optimizer in each condition."""
-    parts = []
-    for group in groups:
-        done = group[group["status"] == "done"]
-        key = ["model_seed", "data_seed"]
-        base = done[done["optimizer"] == baseline].set_index(key)["final_eval_loss"]
-        labels = styles(group)
-        for variant, cells in done[done["optimizer"] != baseline].groupby("variant", sort=False):
-            gap = (cells.set_index(key)["final_eval_loss"] - base).dropna()
-            if len(gap):
-                what = f"{labels[str(variant)].label} {signed(gap.mean())}"
-                where = condition(group, "model", "seq_len")
-                parts.append(f"{what} ({plural(len(gap), 'pair')}) at {where}")
-    return (
-        f"At the end: {'; '.join(parts)}; the dashed line is the margin of {margin:g} nats, "
-        "bands, where there are several pairs, are two-sided 95 % t intervals; the verdict uses "
-        "the one-sided bound."
-    )
-
-
-def state_caption(table: pd.DataFrame) -> str:
-    """Smallest and largest counted state of each condition."""
-    parts = []
-    for group in conditions(table, STATE_PANEL):
-        sizes = list(means(group, "state_bytes_per_parameter").items())
-        if sizes:
-            parts.append(
-                f"{condition(group, *STATE_PANEL)}: from {sizes[0][1]:.2f} ({sizes[0][0]}) "
-                f"to {sizes[-1][1]:.2f} ({sizes[-1][0]})"
-            )
-    return f"Bytes per parameter counted in the state's storages, {'; '.join(parts)}."
-
-
-def memory_caption(table: pd.DataFrame) -> str:
-    """Smallest and largest peak of each condition, and how to read the stack."""
-    parts = []
-    for group in conditions(table, PANEL):
-        peaks = list(means(group, "peak_bytes").items())
-        if peaks:
-            parts.append(
-                f"{condition(group, *PANEL)}: measured peak from {byte_text(peaks[0][1])} "
-                f"({peaks[0][0]}) to {byte_text(peaks[-1][1])} ({peaks[-1][0]})"
-            )
-    return (
-        f"{'; '.join(parts)}; activations and the step's transient are not alive at the same "
-        "time, so a stack may be longer than its peak."
-    )
-
-
-def time_caption(table: pd.DataFrame) -> str:
-    """Fastest and slowest median of each condition."""
-    parts = []
-    for group in conditions(table, PANEL):
-        times = list(means(group, "step_median_seconds").items())
-        if times:
-            parts.append(
-                f"{condition(group, *PANEL)}: {times[0][0]} {ms_text(times[0][1])} ms to "
-                f"{times[-1][0]} {ms_text(times[-1][1])} ms"
-            )
-    return (
-        f"Median time of a steady optimizer step, {'; '.join(parts)}. One process each, not "
-        "interleaved: an order of magnitude, not a claim about speed."
-    )
+    figure, title = sensitivity(groups, baseline), "Final loss over learning rates"
+    return [Drawn("sensitivity", "sensitivity", title, caption, figure, ids(cells))]

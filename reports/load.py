@@ -184,7 +184,8 @@ def curve_of(cell: Path) -> pd.DataFrame:
         curve = store.read_curve(cell)
     except Exception as error:
         raise ReportError(f"The curve of {cell} cannot be read: {one_line(error)}") from error
-    return curve.assign(id=cell.name)[CURVE_COLUMNS]
+    curve.insert(0, "id", cell.name)
+    return curve
 
 
 def each(frame: pd.DataFrame) -> Iterable[Any]:

@@ -1,6 +1,7 @@
 """Figures on loss: curves, paired differences, final values. Means are over finished cells."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -8,29 +9,38 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 
+from reports.layout import legend_below, narrow, plots
 from reports.load import each
-from reports.style import (
-    WARN,
-    Style,
-    condition,
-    conditions,
-    drawing,
-    failures,
-    heading,
-    note,
-    panels,
-    styles,
-)
+from reports.style import WARN, Style, condition, conditions, styles
 
 PANEL = ["model", "seq_len", "precision"]
 LOSS = "eval/loss"
 AXES = {"tokens": ("Training tokens, millions", 1e6), "train_seconds": ("Training time, s", 1.0)}
-ZOOM_FROM = 0.7
 
 
-def trained(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
+class Curves:
+    """Held-out loss curves by cell, pivoted once: a report asks for them some hundred times."""
+
+    def __init__(self, curves: pd.DataFrame) -> None:
+        """From the long table of `reports.load`; of a step logged twice the last value counts."""
+        chosen = curves[curves["key"] == LOSS].drop_duplicates(["step", "id"], keep="last")
+        self.tables = {
+            name: chosen.pivot(index="step", columns="id", values=name)
+            for name in ("value", "tokens", "train_seconds")
+        }
+
+    def of(self, ids: pd.Series, column: str = "value") -> pd.DataFrame:
+        """`column` with cells as columns; rows are the steps that every one of them reached."""
+        return self.tables[column].reindex(columns=list(ids)).dropna()
+
+    def one(self, cell: str, column: str = "value") -> pd.Series:
+        """`column` of one cell by step."""
+        return self.tables[column][cell].dropna()
+
+
+def trained(runs: pd.DataFrame, curves: Curves) -> pd.DataFrame:
     """The runs that left a held-out loss curve."""
-    return runs[runs["id"].isin(curves.loc[curves["key"] == LOSS, "id"])]
+    return runs[runs["id"].isin(set(curves.tables["value"].columns))]
 
 
 def band(table: pd.DataFrame) -> pd.DataFrame:
@@ -43,53 +53,65 @@ def band(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({"mean": mean, "lower": mean - half, "upper": mean + half})
 
 
-def seeds_table(curves: pd.DataFrame, ids: pd.Series, column: str = "value") -> pd.DataFrame:
-    """`column` of the held-out loss curves: rows are steps that every cell reached, columns ids."""
-    chosen = curves[(curves["key"] == LOSS) & curves["id"].isin(ids)]
-    unique = chosen.drop_duplicates(["step", "id"], keep="last")
-    return unique.pivot(index="step", columns="id", values=column).dropna()
-
-
-def loss_curves(runs: pd.DataFrame, curves: pd.DataFrame, x: str = "tokens") -> Figure:
+def loss_curves(runs: pd.DataFrame, curves: Curves, x: str = "tokens") -> Figure:
     """Held-out loss (nats/token) against `x` ("tokens" or "train_seconds"), a panel a condition."""
     looks = styles(runs)
     shown = trained(runs, curves)
     groups = conditions(shown, PANEL)
-    with drawing():
-        figure, axes = panels(len(groups), 5.4, 4.6)
+    legends = [len(present(group, looks)) for group in groups]
+    with narrow():
+        figure, axes = plots(len(groups), legends, height=2.2)
         for axis, group in zip(axes, groups, strict=True):
             draw_losses(axis, group, curves, looks, x)
             axis.set_title(condition(group, *PANEL), loc="left")
             axis.set_xlabel(AXES[x][0])
             axis.set_ylabel("Held-out loss, nats/token")
-        against = "training tokens" if x == "tokens" else "training time"
-        heading(figure, f"Held-out loss against {against}")
-        note(figure, failures(runs[runs["task"] == "pretrain"], looks))
+            legend_below(axis)
     return figure
 
 
+def present(group: pd.DataFrame, looks: dict[str, Style]) -> list[str]:
+    """The variants of one condition in the order of the looks."""
+    names = set(group["variant"])
+    return [variant for variant in looks if variant in names]
+
+
 def draw_losses(
-    axis: Axes, group: pd.DataFrame, curves: pd.DataFrame, looks: dict[str, Style], x: str
+    axis: Axes, group: pd.DataFrame, curves: Curves, looks: dict[str, Style], x: str
 ) -> None:
-    """All optimizers of one condition: mean, band, final value in the legend, zoomed inset."""
-    lines: list[tuple[Style, pd.Series, pd.DataFrame]] = []
-    for variant, look in looks.items():
-        cells = group[group["variant"] == variant]
+    """All optimizers of one condition: mean, band, final value in the legend."""
+    lines: list[pd.DataFrame] = []
+    unfinished = 0
+    for variant in present(group, looks):
+        look, cells = looks[variant], group[group["variant"] == variant]
         done = cells.loc[cells["status"] == "done", "id"]
         if len(done):
-            losses = seeds_table(curves, done)
-            across = seeds_table(curves, done, x).mean(axis=1) / AXES[x][1]
+            losses = curves.of(done)
+            across = curves.of(done, x).mean(axis=1) / AXES[x][1]
             stat = band(losses)
-            lines.append((look, across, stat))
+            lines.append(stat.assign(x=across))
             final = f"{look.label}  {stat['mean'].iloc[-1]:.4f}  (n = {len(done)})"
             draw_line(axis, look, across, stat, len(lines), final)
-    top = max((stat["mean"].max() for _, _, stat in lines), default=np.inf)
-    for row in each(group[group["status"] != "done"]):
-        draw_unfinished(axis, looks[row.variant], curves, row.id, x, top)
-    if len(lines) > 1:
-        zoom(axis, lines)
-    if lines:
-        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=1, handlelength=2.6)
+        for row in each(cells[cells["status"] != "done"]):
+            draw_unfinished(axis, look, curves, row, x, unfinished % 6)
+            unfinished += 1
+        if not len(done):
+            statuses = ", ".join(dict.fromkeys(cells["status"]))
+            axis.plot([], [], color=look.color, linestyle=look.line, marker="x",
+                      markeredgecolor=WARN, label=f"{look.label}  {statuses}")  # fmt: skip
+    fit_values(axis, lines)
+
+
+def fit_values(axis: Axes, lines: list[pd.DataFrame]) -> None:
+    """Values after the first fifth of the run, whose fall would flatten all the rest."""
+    late = [line[line["x"] >= 0.2 * line["x"].max()] for line in lines]
+    late = [part if len(part) > 1 else line for part, line in zip(late, lines, strict=True)]
+    numbers = np.concatenate([line[["mean", "lower", "upper"]].to_numpy().ravel() for line in late]
+                             or [np.empty(0)])  # fmt: skip
+    numbers = numbers[np.isfinite(numbers)]
+    if len(numbers):
+        pad = 0.06 * (numbers.max() - numbers.min()) or 0.05
+        axis.set_ylim(numbers.min() - pad, numbers.max() + pad)
 
 
 def draw_line(
@@ -97,51 +119,27 @@ def draw_line(
 ) -> None:
     """One mean curve with its band; marks of the `place`-th curve stand between the others'."""
     every = max(1, len(x) // 6)
-    axis.fill_between(x, stat["lower"], stat["upper"], color=look.color, alpha=0.18, linewidth=0)
+    axis.fill_between(x, stat["lower"], stat["upper"], color=look.color, alpha=0.16, linewidth=0)
     axis.plot(
-        x,
-        stat["mean"],
-        color=look.color,
-        linestyle=look.line,
-        marker=look.marker,
-        markersize=4.5,
-        markevery=(place % every, every),
-        linewidth=1.7,
-        label=label,
-    )
+        x, stat["mean"], color=look.color, linestyle=look.line, marker=look.marker,
+        markevery=(place % every, every), label=label,
+    )  # fmt: skip
 
 
-def draw_unfinished(
-    axis: Axes, look: Style, curves: pd.DataFrame, cell: str, x: str, top: float
-) -> None:
-    """A cell that did not finish: thin, up to its last finite value, at most `top`; a cross."""
-    curve = curves[(curves["key"] == LOSS) & (curves["id"] == cell)].sort_values("step")
-    curve = curve[np.isfinite(curve["value"])]
-    if curve.empty:
+def draw_unfinished(axis: Axes, look: Style, curves: Curves, cell: Any, x: str, place: int) -> None:
+    """A cell that did not finish: thin, up to its last finite value, and a cross at its end."""
+    loss = curves.one(cell.id)
+    loss = loss[np.isfinite(loss)]
+    if loss.empty:
         return
-    across, loss = curve[x] / AXES[x][1], curve["value"].clip(upper=top)
-    axis.plot(across, loss, color=look.color, linewidth=0.9, alpha=0.7)
-    axis.plot(
-        across.iloc[-1:], loss.iloc[-1:], "x", color=WARN, markersize=9, markeredgewidth=2, zorder=9
-    )
-
-
-def zoom(axis: Axes, lines: list[tuple[Style, pd.Series, pd.DataFrame]]) -> None:
-    """The end of the curves, enlarged in the empty upper right corner."""
-    end = max(x.iloc[-1] for _, x, _ in lines)
-    start = ZOOM_FROM * end
-    inset = axis.inset_axes((0.43, 0.46, 0.56, 0.52))
-    lows, highs = [], []
-    for place, (look, x, stat) in enumerate(lines):
-        draw_line(inset, look, x, stat, place)
-        late = stat[x >= start]
-        lows.append(late["mean"].min())
-        highs.append(late["mean"].max())
-    if not lows or not np.isfinite([*lows, *highs]).all():
-        inset.remove()
-        return
-    pad = 0.12 * (max(highs) - min(lows)) or 0.01
-    inset.set(xlim=(start, end * 1.01), ylim=(min(lows) - pad, max(highs) + pad))
-    inset.tick_params(labelsize=8.5, labelbottom=False)
-    inset.set_title("end of the schedule, enlarged", fontsize=8.5, loc="right", pad=2)
-    inset.grid(True, color="#E6E6E6", linewidth=0.5)
+    across = curves.one(cell.id, x).loc[loss.index] / AXES[x][1]
+    axis.plot(across, loss, color=look.color, linewidth=0.8, alpha=0.7)
+    at = axis.get_xaxis_transform()  # at the upper edge: the loss itself is mostly far above
+    height = 0.97 - 0.07 * place
+    axis.plot(across.iloc[-1], height, "x", color=WARN, markersize=6, markeredgewidth=1.6,
+              transform=at, clip_on=False, zorder=9)  # fmt: skip
+    axis.annotate(
+        f"{look.label}, seed {cell.seed}: {cell.status}", (across.iloc[-1], height), xycoords=at,
+        xytext=(6, 0), textcoords="offset points", ha="left", va="center", color=WARN,
+        annotation_clip=False,
+    )  # fmt: skip

@@ -1,13 +1,28 @@
 """Verdicts on counted optimizer-state bytes. Bytes are deterministic: no interval, a range."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pandas as pd
 
 from reports.claims import Claim, Verdict, answer
+from reports.failed_cells import failed, lost_models, own_failures
 from reports.load import StudyData, each
-from reports.pairing import match_states
+from reports.pairing import compared, match_states, several, warning
 from reports.text import GIB, TIMES, count_text, listed, number_text, plural, span, with_unit
+
+POOLED = ("code_hash", "device")  # one verdict takes its models from records of one kind
+Measure = Callable[[pd.DataFrame], pd.Series]
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """What is computed of every pair of cells, in which unit, and which side of a claim is good."""
+
+    measure: Measure
+    unit: str
+    at_most: bool = False
+    decimals: int = 2
 
 
 def state_ratio(claim: Claim, subject: str, optimizer: str, data: StudyData) -> Verdict:
@@ -16,7 +31,7 @@ def state_ratio(claim: Claim, subject: str, optimizer: str, data: StudyData) -> 
     def ratio(pairs: pd.DataFrame) -> pd.Series:
         return pairs["baseline_bytes"] / pairs["state_bytes"]
 
-    return judge(claim, subject, optimizer, data, ratio, f"{TIMES} smaller")
+    return judge(claim, subject, optimizer, data, Quantity(ratio, f"{TIMES} smaller"))
 
 
 def state_saving(claim: Claim, subject: str, optimizer: str, data: StudyData) -> Verdict:
@@ -26,55 +41,94 @@ def state_saving(claim: Claim, subject: str, optimizer: str, data: StudyData) ->
         saved = pairs["baseline_bytes"] - pairs["state_bytes"]
         return saved / pairs["parameters"] * 1e9 / GIB
 
-    return judge(claim, subject, optimizer, data, saving, "GiB per billion parameters saved")
+    unit = "GiB per billion parameters saved"
+    return judge(claim, subject, optimizer, data, Quantity(saving, unit))
+
+
+def state_per_parameter(claim: Claim, subject: str, optimizer: str, data: StudyData) -> Verdict:
+    """Counted state bytes for each parameter, at most `threshold` on every model of the claim."""
+
+    def bytes_each(cells: pd.DataFrame) -> pd.Series:
+        return cells["state_bytes"] / cells["parameters"]
+
+    quantity = Quantity(bytes_each, "bytes per parameter", at_most=True, decimals=3)
+    return judge(claim, subject, optimizer, data, quantity)
 
 
 def judge(
-    claim: Claim,
-    subject: str,
-    optimizer: str,
-    data: StudyData,
-    measure: Callable[[pd.DataFrame], pd.Series],
-    unit: str,
+    claim: Claim, subject: str, optimizer: str, data: StudyData, quantity: Quantity
 ) -> Verdict:
-    """Compare `measure` of every fitting pair of cells with the claim's threshold."""
+    """Compare the quantity of every fitting cell (and its partner) with the claim's threshold."""
     if claim.threshold is None:
         raise ValueError(f"Claim {claim.id} needs a threshold.")
-    matched = match_states(data.runs, claim.baseline)
+    alone = quantity.at_most  # a bound on the subject's own bytes needs no baseline
+    matched = match_states(data.runs, claim.baseline, claim.allow_different)
     mine = matched[matched["optimizer"] == optimizer]
+    if claim.models:
+        mine = mine[mine["model"].isin(claim.models)]
     large = mine[mine["parameters"] >= claim.min_parameters]
     fitting = large[large["precision"].isin(claim.precisions)]
-    pairs = fitting[fitting["baseline_bytes"].notna()]
+    pairs = fitting if alone else fitting[fitting["baseline_bytes"].notna()]
     if pairs.empty:
-        return answer(claim, subject, data, "not tested", why_untested(claim, mine, fitting))
-    values = measure(pairs)
+        reason = [why_untested(claim, mine, fitting), *failed(own_failures(claim, optimizer, data))]
+        return answer(claim, subject, data, "not tested", " ".join(reason))
+    cells = tuple(dict.fromkeys([*pairs["id"], *pairs["baseline_id"].dropna()]))
+    cells = tuple(pairs["id"]) if alone else cells
+    behind = data.runs[data.runs["id"].isin(cells)]
+    pooled = several(behind, [key for key in POOLED if key in compared(claim.allow_different)])
+    if pooled:
+        refusal = f"The cells cannot be judged together: they differ in {pooled}."
+        return answer(claim, subject, data, "not tested", refusal, cells=cells)
+    values = quantity.measure(pairs)
     low, high = float(values.min()), float(values.max())
-    floor = claim.threshold * (1 - claim.tolerance)
-    verdict = "reproduced" if low >= floor else "refuted"
-    sentence = " ".join(
-        [
-            f"Counted state of {optimizer} beside {claim.baseline}:",
-            f"{with_unit(span(low, high), unit)} on {where(pairs)};",
-            f"the claim asks for {number_text(claim.threshold, 1)}"
-            + (f" within {claim.tolerance:.0%}." if claim.tolerance else " or more."),
-            *remarks(claim, large, fitting, measure, unit),
-        ]
-    )
+    verdict, bound = decide(claim, quantity, low, high)
+    lost = lost_models(claim, optimizer, data)
+    if verdict == "reproduced" and lost:
+        verdict = "inconclusive"
+    said = [
+        *summary(claim, optimizer, quantity, (low, high), pairs, bound),
+        *(["Open, since the subject failed on a model of the claim."] if lost else []),
+        *remarks(claim, large, fitting, quantity),
+        *failed(own_failures(claim, optimizer, data)),
+    ]
+    sides = behind["optimizer"].eq(optimizer)
+    said.append(warning(behind[sides], behind[~sides], claim.allow_different))
     return answer(
-        claim,
-        subject,
-        data,
-        verdict,
-        sentence,
-        estimate=low,
-        interval=(low, high),
-        interval_kind="range over models",
-        margin=claim.threshold,
-        unit=unit,
-        n=pairs["model"].nunique(),
-        n_of="models",
-        cells=tuple(dict.fromkeys([*pairs["id"], *pairs["baseline_id"]])),
-    )
+        claim, subject, data, verdict, " ".join(filter(None, said)), unit=quantity.unit,
+        estimate=high if alone else low, interval=(low, high), interval_kind="range over models",
+        margin=claim.threshold, n=pairs["model"].nunique(), n_of="models", cells=cells,
+    )  # fmt: skip
+
+
+def summary(
+    claim: Claim,
+    optimizer: str,
+    quantity: Quantity,
+    interval: tuple[float, float],
+    pairs: pd.DataFrame,
+    bound: str,
+) -> list[str]:
+    """What was found, where, and what the claim asks for."""
+    found = with_unit(span(*interval, quantity.decimals), quantity.unit)
+    beside = "" if quantity.at_most else f" beside {claim.baseline}"
+    asked = number_text(claim.threshold, quantity.decimals)
+    return [
+        f"Counted state of {optimizer}{beside}: {found} on {where(pairs)};",
+        f"the claim asks for {asked} {bound}.",
+    ]
+
+
+def decide(claim: Claim, quantity: Quantity, low: float, high: float) -> tuple[str, str]:
+    """The verdict of a range beside the threshold, and the words that say the bound."""
+    assert claim.threshold is not None
+    within = f"within {claim.tolerance:.0%}"
+    if quantity.at_most:
+        holds = high <= claim.threshold * (1 + claim.tolerance)
+        words = within if claim.tolerance else "or less"
+    else:
+        holds = low >= claim.threshold * (1 - claim.tolerance)
+        words = within if claim.tolerance else "or more"
+    return ("reproduced" if holds else "refuted"), words
 
 
 def where(pairs: pd.DataFrame) -> str:
@@ -85,38 +139,40 @@ def where(pairs: pd.DataFrame) -> str:
 
 
 def remarks(
-    claim: Claim,
-    large: pd.DataFrame,
-    fitting: pd.DataFrame,
-    measure: Callable[[pd.DataFrame], pd.Series],
-    unit: str,
+    claim: Claim, large: pd.DataFrame, fitting: pd.DataFrame, quantity: Quantity
 ) -> list[str]:
     """What stands beside the verdict: other precisions, precisions not measured, refused cells."""
     found: list[str] = []
     absent = [name for name in claim.precisions if name not in set(fitting["precision"])]
     if absent:
         found.append(f"Not measured: {listed(absent)}.")
-    beside = large[large["precision"].isin(claim.beside) & large["baseline_bytes"].notna()]
+    unseen = [name for name in claim.models if name not in set(fitting["model"])]
+    if unseen:
+        found.append(f"Models of the claim without a record: {listed(unseen)}.")
+    partnered = large if quantity.at_most else large[large["baseline_bytes"].notna()]
+    beside = partnered[partnered["precision"].isin(claim.beside)]
     if not beside.empty:
-        values = measure(beside)
+        values = quantity.measure(beside)
         names = listed(sorted(set(beside["precision"])))
-        both = with_unit(span(values.min(), values.max()), unit)
-        found.append(f"Beside it, {names}: {both}.")
+        text = span(values.min(), values.max(), quantity.decimals)
+        ids = listed(dict.fromkeys([*beside["id"], *beside["baseline_id"].dropna()]))
+        found.append(f"Beside it, {names}: {with_unit(text, quantity.unit)} ({ids}).")
     refused = fitting[fitting["baseline_bytes"].isna()]
-    if not refused.empty:
+    if not refused.empty and not quantity.at_most:
         count = plural(len(refused), "cell")
         found.append(f"Not compared: {count} ({'; '.join(sorted(set(refused['reason'])))}).")
     return found
 
 
 def why_untested(claim: Claim, mine: pd.DataFrame, fitting: pd.DataFrame) -> str:
-    """Why no pair of cells can answer the claim."""
+    """Why no cell (or pair of cells) can answer the claim."""
     if not fitting.empty:
         return f"No two cells can be compared: {'; '.join(sorted(set(fitting['reason'])))}."
     least = count_text(claim.min_parameters)
     allowed = listed(claim.precisions)
     if mine.empty:
-        return "No cell of this subject counted its optimizer state."
+        of = f" on {listed(claim.models)}" if claim.models else ""
+        return f"No cell of this subject counted its optimizer state{of}."
     largest = mine.sort_values("parameters").iloc[-1]
     return (
         f"The claim needs a model of at least {least} parameters in {allowed}; the largest "

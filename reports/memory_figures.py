@@ -1,61 +1,76 @@
-"""Figures on memory and optimizer-step time. A cell without a number keeps its row, with why."""
+"""Figures on memory. A cell without a number keeps its row, with why."""
+
+import math
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from reports.breakdown import NEEDED, REST, moments
+from reports.layout import (
+    column,
+    narrow,
+    plain_log,
+    row_text,
+    rows,
+    shared,
+)
 from reports.load import BASELINE
 from reports.pairing import match_states
-from reports.style import (
-    INK,
-    WARN,
-    Style,
-    condition,
-    conditions,
-    drawing,
-    heading,
-    shared_legend,
-    stacked_panels,
-    styles,
-)
-from reports.text import GIB, TIMES, byte_text, digits, ms_text
+from reports.style import INK, WARN, Style, condition, conditions, styles
+from reports.text import GIB, TIMES, byte_text
+from reports.values import metric
 
 KINDS = {
     "parameter_bytes": ("parameters", "#4D4D4D", ""),
-    "gradient_bytes": ("gradients", "#999999", ""),
+    "gradient_bytes": ("gradients", "#A8A8A8", ""),
     "optimizer_state_bytes": ("optimizer state", "#D55E00", ""),
-    "activation_bytes": ("activations (forward + backward)", "#A6CEE3", "///"),
-    "step_transient_bytes": ("transient of the optimizer step", "#0072B2", "..."),
+    "activation_bytes": ("activations", "#A6CEE3", "////"),
+    "step_transient_bytes": ("transient of the optimizer step", "#0072B2", "...."),
+    REST: ("activations or transient (not separated)", "#E8E8E8", "xxxx"),
 }
+SPREAD = 6.0  # times this or more from the smallest to the largest: a log axis
+MOST_TICKS, MOST_PANELS = 5, 6
 STATE_PANEL = ["model", "precision"]
 PANEL = ["model", "seq_len", "precision"]
+Rows = list[tuple[str, pd.DataFrame]]
 
 
-def measured(runs: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Memory cells where a condition has them (else all), in conditions that have any `column`."""
+def measured(runs: pd.DataFrame, column_name: str) -> pd.DataFrame:
+    """Memory cells where a study has them (else all), in conditions that have any such value."""
     memory = runs[runs["task"] == "memory"]
-    chosen = memory if memory[column].notna().any() else runs
-    return chosen[chosen.groupby(STATE_PANEL)[column].transform("count") > 0]
+    chosen = memory if memory[column_name].notna().any() else runs
+    return chosen[chosen.groupby(STATE_PANEL)[column_name].transform("count") > 0]
 
 
-def rows_of(group: pd.DataFrame, looks: dict[str, Style]) -> list[tuple[str, pd.DataFrame]]:
+def shown_conditions(cells: pd.DataFrame) -> list[pd.DataFrame]:
+    """The conditions to draw: all, or where they are many the longest sequence of each model.
+
+    Of these at most `MOST_PANELS`, from the largest models; tables hold the rest.
+    """
+    groups = conditions(cells, PANEL)
+    if len(groups) <= MOST_PANELS:
+        return groups
+    longest = cells.groupby(STATE_PANEL, dropna=False)["seq_len"].transform("max")
+    groups = conditions(cells[cells["seq_len"] == longest], PANEL)
+    sizes = [metric(group, "parameters").fillna(0.0).max() for group in groups]
+    kept = sorted(range(len(groups)), key=lambda at: (-sizes[at], at))[:MOST_PANELS]
+    return [groups[at] for at in sorted(kept)]
+
+
+def rows_of(group: pd.DataFrame, looks: dict[str, Style]) -> Rows:
     """Variants of one condition with their cells, last first: the first stands on top."""
     names = [variant for variant in looks if (group["variant"] == variant).any()]
     return [(name, group[group["variant"] == name]) for name in reversed(names)]
 
 
-def label_rows(axis: Axes, rows: list[tuple[str, pd.DataFrame]], looks: dict[str, Style]) -> None:
-    """Names of the optimizers at the left."""
-    axis.set_yticks(range(len(rows)), [looks[name].label for name, _ in rows])
-    axis.set_ylim(-0.6, len(rows) - 0.4)
-    axis.grid(False, axis="y")
-
-
 def status_text(cells: pd.DataFrame) -> str:
-    """The statuses of cells without a value: "out of memory", "crashed"."""
+    """The statuses of cells that did not finish, with a cross: "× out of memory"; else empty."""
     words = {"oom": "out of memory"}
-    return ", ".join(dict.fromkeys(words.get(status, status) for status in cells["status"]))
+    found = cells.loc[cells["status"] != "done", "status"]
+    text = ", ".join(dict.fromkeys(words.get(status, status) for status in found))
+    return f"{TIMES} {text}" if text else ""
 
 
 def counts(groups: list[pd.DataFrame]) -> list[int]:
@@ -64,72 +79,54 @@ def counts(groups: list[pd.DataFrame]) -> list[int]:
 
 
 def memory_stack(runs: pd.DataFrame) -> Figure:
-    """Bytes by kind, stacked, and the measured peak, a panel a condition (medians over cells)."""
+    """Bytes by kind at the peak of a training step (upper bar) and of an optimizer step (lower)."""
     looks = styles(runs)
-    shown = measured(runs, "peak_bytes")
-    groups = conditions(shown, PANEL)
-    with drawing():
-        figure, axes = stacked_panels(counts(groups), 7.6, 1.0)
+    groups = shown_conditions(measured(runs, "peak_bytes"))
+    with narrow():
+        figure, axes = rows([count * 4 // 3 + 1 for count in counts(groups)], legend=len(KINDS))
         for axis, group in zip(axes, groups, strict=True):
-            rows = rows_of(group, looks)
-            for place, (_, cells) in enumerate(rows):
-                draw_stack(axis, place, cells)
-            label_rows(axis, rows, looks)
-            axis.set_xlim(0, axis.get_xlim()[1] * 1.14)
+            listed = rows_of(group, looks)
+            axis.set_ylim(-0.62, len(listed) - 0.42)
+            for place, (name, cells) in enumerate(listed):
+                draw_stack(axis, place, cells, looks[name])
             axis.set_title(condition(group, *PANEL), loc="left")
             axis.set_xlabel("Memory, GiB")
-        shared_legend(figure, axes)
-        heading(figure, "Memory by kind, and the measured peak")
+            axis.set_xlim(left=0)
+        shared(axes)
     return figure
 
 
-def draw_stack(axis: Axes, place: int, cells: pd.DataFrame) -> None:
-    """One stacked bar; a cell without numbers shows its status instead."""
-    left = 0.0
-    for column, (label, color, hatch) in KINDS.items():
-        value = cells[column].median() / GIB
-        if np.isfinite(value) and value > 0:
-            axis.barh(
-                place, value, 0.62, left=left, color=color, hatch=hatch, label=label,
-                edgecolor="white", linewidth=0.6,
-            )  # fmt: skip
-            left += value
-    peak = cells["peak_bytes"].median()
-    if np.isfinite(peak):
-        axis.plot(
-            peak / GIB, place, "D", color="#F0E442", markeredgecolor=INK, markersize=8,
-            linestyle="none", label="measured peak", zorder=4,
-        )  # fmt: skip
-        axis.annotate(
-            f"peak {byte_text(peak)}", (max(left, peak / GIB), place), xytext=(10, 0),
-            textcoords="offset points", va="center", fontsize=9.5,
-        )  # fmt: skip
-    failed = cells[cells["status"] != "done"]
-    if not failed.empty:
-        below = -11 if np.isfinite(peak) else 0
-        axis.annotate(
-            f"{TIMES} {status_text(failed)}", (left, place), xytext=(10, below),
-            textcoords="offset points", va="center", color=WARN, fontsize=9.5,
-        )  # fmt: skip
+def draw_stack(axis: Axes, place: int, cells: pd.DataFrame, look: Style) -> None:
+    """The bars of one optimizer, from medians over its cells; each ends at a measured peak."""
+    chosen = pd.Series({name: metric(cells, name).median() for name in NEEDED})
+    found = moments(chosen)
+    for index, moment in enumerate(found):
+        left, at = 0.0, place - (0.05 if index == 0 else 0.33)
+        for name, value in moment.parts.items():
+            label, color, hatch = KINDS[name]
+            if value > 0:
+                axis.barh(
+                    at, value / GIB, 0.26 if index == 0 else 0.16, left=left, color=color,
+                    hatch=hatch, label=label, edgecolor="white", linewidth=0.5,
+                )  # fmt: skip
+                left += value / GIB
+    peak = f"  {byte_text(found[0].peak)}" if found else ""
+    row_text(axis, place, look.label + peak, status_text(cells))
 
 
 def state_bars(runs: pd.DataFrame, baseline: str = BASELINE) -> Figure:
     """Counted optimizer state, bytes a parameter, with the ratio to the baseline's count."""
     looks = styles(runs)
     matched = match_states(runs, baseline).set_index("id")
-    shown = measured(runs, "optimizer_state_bytes")
-    groups = conditions(shown, STATE_PANEL)
-    with drawing():
-        figure, axes = stacked_panels(counts(groups), 6.4, 0.2)
+    groups = conditions(measured(runs, "optimizer_state_bytes"), STATE_PANEL)
+    with narrow():
+        figure, axes = rows(counts(groups), legend=0)
         for axis, group in zip(axes, groups, strict=True):
-            rows = rows_of(group, looks)
-            for place, (name, cells) in enumerate(rows):
+            for place, (name, cells) in enumerate(rows_of(group, looks)):
                 draw_state(axis, place, cells, looks[name], matched, baseline)
-            label_rows(axis, rows, looks)
-            axis.set_xlim(0, axis.get_xlim()[1] * 1.3)
             axis.set_title(condition(group, *STATE_PANEL), loc="left")
             axis.set_xlabel("Optimizer state, bytes per parameter")
-        heading(figure, "Counted optimizer state")
+            axis.set_xlim(left=0)
     return figure
 
 
@@ -143,67 +140,104 @@ def draw_state(
 ) -> None:
     """One bar with its value and, for others than the baseline, how much smaller it is."""
     counted = cells[cells["id"].isin(matched.index)]
-    if counted.empty:
-        axis.text(0, place, f" {TIMES} {status_text(cells)}", va="center", color=WARN, fontsize=9.5)
-        return
-    pair = matched.loc[counted["id"].iloc[0]]
-    value = pair["state_bytes"] / pair["parameters"]
-    axis.barh(place, value, 0.62, color=look.color)
-    text = f"{value:.2f}"
-    if cells["optimizer"].iloc[0] != baseline and np.isfinite(pair["baseline_bytes"]):
-        text += f"  ({pair['baseline_bytes'] / pair['state_bytes']:.2f}{TIMES} smaller)"
-    axis.annotate(
-        text, (value, place), xytext=(5, 0), textcoords="offset points", va="center", fontsize=9.5
-    )
+    text = look.label
+    if not counted.empty:
+        pair = matched.loc[counted["id"].iloc[0]]
+        value = pair["state_bytes"] / pair["parameters"]
+        axis.barh(place - 0.15, value, 0.34, color=look.color)
+        text += f"  {value:.3g}"
+        if cells["optimizer"].iloc[0] != baseline and np.isfinite(pair["baseline_bytes"]):
+            text += f"  ({pair['baseline_bytes'] / pair['state_bytes']:.2f}{TIMES} smaller)"
+    row_text(axis, place, text, status_text(cells))
 
 
-def step_time(runs: pd.DataFrame) -> Figure:
-    """Optimizer step: median with 10th to 90th percentile, and the first step, log axis (ms)."""
+SCALES = {
+    "parameters": ("Parameters, millions", 1e6, ["seq_len", "precision"]),
+    "seq_len": ("Sequence length, tokens", 1.0, ["model", "precision"]),
+}
+SIZES = {
+    "peak_bytes": "Peak, GiB",
+    "optimizer_state_bytes": "Optimizer state, GiB",
+}
+
+
+def scaling_groups(runs: pd.DataFrame, x: str) -> list[pd.DataFrame]:
+    """Conditions of memory cells in which one optimizer was measured at several values of `x`.
+
+    Of many those of the longest sequences (over models) or the largest models (over lengths).
+    """
+    cells = runs[runs["task"] == "memory"]
+    groups = conditions(cells, SCALES[x][2]) if not cells.empty else []
+    several = []
+    for group in groups:
+        done = group[group["peak_bytes"].notna()]
+        if not done.empty and done.groupby("variant")[x].nunique().max() > 1:
+            several.append(group)
+    most = MOST_PANELS // (len(SIZES) if x == "parameters" else 1)
+    if len(several) <= most:
+        return several
+    # The largest of the other size stand for the rest, as they come closest to a real use.
+    other = "seq_len" if x == "parameters" else "parameters"
+    ranked = sorted(several, key=lambda group: -float(metric(group, other).fillna(0).max()))
+    kept = {id(group) for group in ranked[:most]}
+    return [group for group in several if id(group) in kept]
+
+
+def scaling(runs: pd.DataFrame, x: str) -> Figure:
+    """Peak (and over models the state) against `x`, log axes; a cross where a cell failed."""
     looks = styles(runs)
-    shown = measured(runs, "step_median_seconds")
-    groups = conditions(shown, PANEL)
-    with drawing():
-        figure, axes = stacked_panels(counts(groups), 6.8, 0.8)
-        for axis, group in zip(axes, groups, strict=True):
-            rows = rows_of(group, looks)
+    names = list(SIZES) if x == "parameters" else ["peak_bytes"]
+    panels = [(group, name) for group in scaling_groups(runs, x) for name in names]
+    with narrow():
+        entries = len({name for group, _ in panels for name in group["variant"]})
+        figure, axes = column([1.9] * len(panels), [0] * (len(panels) - 1) + [entries], left=0.56)
+        for axis, (group, name) in zip(axes, panels, strict=True):
+            draw_scaling(axis, group, looks, x, name)
+            places = sorted(set(metric(group, x).dropna() / SCALES[x][1]))
             axis.set_xscale("log")
-            for place, (name, cells) in enumerate(rows):
-                draw_time(axis, place, cells, looks[name])
-            label_rows(axis, rows, looks)
-            plain_ticks(axis)
-            axis.set_title(condition(group, *PANEL, "device"), loc="left")
-            axis.set_xlabel("Time of one optimizer step, ms (log scale)")
-        shared_legend(figure, axes)
-        heading(figure, "Time of one optimizer step")
+            plain_log(axis)
+            if len(places) <= MOST_TICKS:
+                axis.set_xticks(places, [f"{value:,.0f}" for value in places])
+            if wide(metric(group, name)):
+                axis.set_yscale("log")
+                plain_log(axis, "y")
+            else:
+                axis.set_ylim(bottom=0)
+            axis.set_xlabel(f"{SCALES[x][0]} (log scale)")
+            axis.set_ylabel(SIZES[name])
+            axis.set_title(condition(group, *SCALES[x][2]), loc="left")
+        shared(axes)
     return figure
 
 
-def plain_ticks(axis: Axes) -> None:
-    """Plain numbers on the log axis, over at least a decade so that it has two."""
-    low, high = axis.get_xlim()
-    axis.set_xlim(low / 1.3, max(high * 1.6, low * 12))
-    axis.xaxis.set_major_formatter(lambda value, _: digits(value) if value < 1 else f"{value:,.0f}")
-    axis.xaxis.set_minor_formatter(lambda value, _: "")
-    axis.grid(True, axis="x", which="minor", color="#EEEEEE", linewidth=0.5)
+def wide(values: pd.Series) -> bool:
+    """Whether positive values spread so far that a log axis shows them better."""
+    positive = values[values > 0]
+    return bool(len(positive)) and float(positive.max()) > SPREAD * float(positive.min())
 
 
-def draw_time(axis: Axes, place: int, cells: pd.DataFrame, look: Style) -> None:
-    """Median of the cells' medians, whiskers from their p10 to p90, the first step as a ring."""
-    timed = cells[cells["step_median_seconds"].notna()]
-    if timed.empty:
-        text = f"{TIMES} {status_text(cells)}"
-        axis.text(0.02, place, text, va="center", color=WARN, fontsize=9.5,
-                  transform=axis.get_yaxis_transform())  # fmt: skip
-        return
-    middle, low, high, first = (
-        1000 * float(timed[f"{name}_seconds"].median())
-        for name in ("step_median", "step_p10", "step_p90", "first_step")
-    )
-    axis.plot(first, place, "o", color="none", markeredgecolor=look.color, markersize=9,
-              markeredgewidth=1.5, label="first step (builds the state)")  # fmt: skip
-    axis.plot([low, high], [place, place], color=look.color, linewidth=4, alpha=0.35,
-              solid_capstyle="butt", label="10th to 90th percentile")  # fmt: skip
-    axis.plot(middle, place, look.marker, color=look.color, markersize=7, linestyle="none",
-              label="median of steady steps")  # fmt: skip
-    axis.annotate(f"{ms_text(middle / 1000)} ms", (middle, place), xytext=(0, 9),
-                  textcoords="offset points", ha="center", fontsize=9.5)  # fmt: skip
+def draw_scaling(
+    axis: Axes, group: pd.DataFrame, looks: dict[str, Style], x: str, name: str
+) -> None:
+    """A line for each optimizer through the medians of its cells."""
+    for variant, look in looks.items():
+        cells = group[group["variant"] == variant]
+        if cells.empty:
+            continue
+        across = metric(cells, x) / SCALES[x][1]
+        line = (metric(cells, name) / GIB).groupby(across).median().dropna()
+        axis.plot(
+            line.index, line, color=look.color, marker=look.marker, linestyle=look.line,
+            label=look.label,
+        )  # fmt: skip
+        failed = across[(cells["status"] != "done") & across.notna()]
+        for value in failed:
+            place = 0.0 if math.isnan(value) else value
+            axis.plot(
+                place, 0.96, "x", color=look.color, markeredgecolor=WARN, markersize=6,
+                markeredgewidth=1.6, transform=axis.get_xaxis_transform(), clip_on=False,
+            )  # fmt: skip
+            axis.annotate(
+                look.label, (place, 0.96), xycoords=axis.get_xaxis_transform(), xytext=(-5, 0),
+                textcoords="offset points", ha="right", va="center", color=INK,
+            )  # fmt: skip

@@ -23,6 +23,47 @@ def unlike(left: Row, right: Row, keys: Sequence[str] = COMPARED) -> list[str]:
     ]
 
 
+def compared(allowed: Sequence[str]) -> tuple[str, ...]:
+    """What records must agree in, less what the user or the claim allows to differ."""
+    return tuple(key for key in COMPARED if key not in allowed)
+
+
+def warning(
+    left: pd.DataFrame, right: pd.DataFrame, allowed: Sequence[str], between: str = ""
+) -> str:
+    """The sentence that says in what compared cells differ because it was allowed; "" if nothing.
+
+    `left` and `right` are the cells of the two sides, each with the columns COMPARED.
+    """
+    found = []
+    for key in COMPARED:
+        sides = [sorted({short(value) for value in side[key]}) for side in (left, right)]
+        if key in allowed and (sides[0] != sides[1] or len(sides[0]) > 1):
+            texts = [" and ".join(values) for values in sides]
+            found.append(f"{NAMES.get(key, key)} {' against '.join(dict.fromkeys(texts))}")
+    where = f" {between}" if between else ""
+    return f"WARNING: compared{where} although they differ in {'; '.join(found)}." if found else ""
+
+
+def several(cells: pd.DataFrame, keys: Sequence[str]) -> str:
+    """In what cells that one number would pool differ; "" where they are of one kind."""
+    found = []
+    for key in keys:
+        values = sorted({short(value) for value in cells[key]})
+        if len(values) > 1:
+            found.append(f"{NAMES.get(key, key)} {' and '.join(values)}")
+    return "; ".join(found)
+
+
+def unfinished(cells: pd.DataFrame) -> list[str]:
+    """Cells without a result to compare, each as "gpt2_124m with galore: oom (cell id)"."""
+    failed = cells[cells["status"] != "done"]
+    return [
+        f"{row['model']} with {row['optimizer']}: {row['status']} ({row['id']})"
+        for row in failed.to_dict("records")
+    ]
+
+
 def nearest(row: Row, others: list[dict[Any, Any]], keys: Sequence[str] = COMPARED) -> list[str]:
     """The differences to the record of `others` that has the fewest; `others` is not empty."""
     return min((unlike(row, other, keys) for other in others), key=len)
@@ -37,8 +78,10 @@ def short(value: Any) -> str:
     return text[:8] if is_hash else text
 
 
-def match_states(runs: pd.DataFrame, baseline: str) -> pd.DataFrame:
+def match_states(runs: pd.DataFrame, baseline: str, allowed: Sequence[str] = ()) -> pd.DataFrame:
     """Each cell that counted its state, beside a baseline cell of the same model and conditions.
+
+    `allowed` names what the two may differ in (of COMPARED).
 
     Columns: id, optimizer, model, precision, parameters, state_bytes, baseline_id, baseline_bytes
     (missing where there is no partner), reason (why there is none, else empty).
@@ -52,18 +95,20 @@ def match_states(runs: pd.DataFrame, baseline: str) -> pd.DataFrame:
             partners.setdefault(cell["model"], []).append(cell)
     rows = [
         {**cell, "state_bytes": float(cell["optimizer_state_bytes"])}
-        | partner(cell, partners.get(cell["model"], []), baseline)
+        | partner(cell, partners.get(cell["model"], []), baseline, allowed)
         for cell in cells
     ]
     return pd.DataFrame(rows, columns=MATCHED)
 
 
-def partner(run: Row, candidates: list[dict[Any, Any]], baseline: str) -> dict[str, Any]:
+def partner(
+    run: Row, candidates: list[dict[Any, Any]], baseline: str, allowed: Sequence[str] = ()
+) -> dict[str, Any]:
     """The baseline's cell and counted bytes for `run`, or the reason why there is none."""
     none = {"baseline_id": None, "baseline_bytes": float("nan")}
     if not candidates:
         return none | {"reason": f"{run['model']} was not measured with {baseline}"}
-    keys = (*COMPARED, "parameters")
+    keys = (*compared(allowed), "parameters")
     same = [cell for cell in candidates if not unlike(run, cell, keys)]
     if not same:
         apart = "; ".join(nearest(run, candidates, keys))

@@ -5,7 +5,7 @@ positive difference in loss is worse.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,18 +44,6 @@ class PairedTest:
     verdict: str
 
 
-@dataclass(frozen=True)
-class EquivalenceTest:
-    """Two one-sided tests: `lower`, `upper` bound the mean at confidence 1 - 2 alpha."""
-
-    estimate: float
-    lower: float
-    upper: float
-    n: int
-    p_value: float
-    equivalent: bool
-
-
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
     """Two-sided t interval of the mean. Raises `ValueError` for no or non-finite values."""
     sample = finite(values, 1)
@@ -73,11 +61,7 @@ def noninferiority(differences: Sequence[float], margin: float, alpha: float = 0
     reproduced: the upper bound is below the margin; refuted: the lower bound is above it;
     inconclusive otherwise. Raises `ValueError` for fewer than two or non-finite differences.
     """
-    test = one_sided(differences, margin, alpha)
-    if test.upper < margin:
-        return test
-    verdict = "refuted" if test.lower > margin else "inconclusive"
-    return PairedTest(**{**test.__dict__, "verdict": verdict})
+    return one_sided(differences, margin, alpha)
 
 
 def better(differences: Sequence[float], alpha: float = 0.05) -> PairedTest:
@@ -86,25 +70,15 @@ def better(differences: Sequence[float], alpha: float = 0.05) -> PairedTest:
 
 
 def one_sided(differences: Sequence[float], margin: float, alpha: float) -> PairedTest:
-    """The numbers of the one-sided test, with the verdict that its upper bound would give."""
+    """The one-sided t test of "mean < margin" and of its opposite, each at `alpha`."""
     sample = finite(differences, 2)
     n, mean, sd = len(sample), float(sample.mean()), float(sample.std(ddof=1))
     error = sd / math.sqrt(n)
     half = float(stats.t.ppf(1 - alpha, n - 1)) * error
     p = tail(mean - margin, error, n - 1)
-    return PairedTest(mean, sd, n, n - 1, mean - half, mean + half, margin, alpha, p, "reproduced")
-
-
-def tost(
-    differences: Sequence[float], low: float, high: float, alpha: float = 0.05
-) -> EquivalenceTest:
-    """Does the mean difference lie inside (low, high)? The larger of two one-sided p-values."""
-    if not low < high:
-        raise ValueError(f"low={low} must be below high={high}.")
-    upper = one_sided(differences, high, alpha)
-    below = tail(-(upper.estimate - low), upper.sd / math.sqrt(upper.n), upper.df)
-    p = max(upper.p_value, below)
-    return EquivalenceTest(upper.estimate, upper.lower, upper.upper, upper.n, p, p < alpha)
+    lower, upper = mean - half, mean + half
+    verdict = "reproduced" if upper < margin else "refuted" if lower > margin else "inconclusive"
+    return PairedTest(mean, sd, n, n - 1, lower, upper, margin, alpha, p, verdict)
 
 
 def power(n: int, distance: float, sd: float, alpha: float = 0.05) -> float:
@@ -129,14 +103,23 @@ def required_n(
 
     `distance` is how far the true difference lies inside the margin.
     """
-    if distance <= 0 or power(limit, distance, sd, alpha) < target:
+    if distance <= 0:
+        return None
+    return smallest_n(lambda n: power(n, distance, sd, alpha), target, limit)
+
+
+def smallest_n(
+    power_of: Callable[[int], float], target: float = 0.8, limit: int = 100_000
+) -> int | None:
+    """The fewest pairs (at least 2) with `power_of` at `target`, which must rise with n."""
+    if power_of(limit) < target:
         return None
     low, high = 1, 2
-    while power(high, distance, sd, alpha) < target:
+    while power_of(high) < target:
         low, high = high, min(2 * high, limit)
     while high - low > 1:
         middle = (low + high) // 2
-        if power(middle, distance, sd, alpha) < target:
+        if power_of(middle) < target:
             low = middle
         else:
             high = middle

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from typing import Any
 
@@ -10,8 +11,8 @@ import matplotlib as mpl
 import pandas as pd
 import yaml
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from reports.load import each
 
@@ -19,6 +20,9 @@ INK = "#222222"
 GRID = "#D9D9D9"
 WARN = "#A50026"
 FONT = 11
+LINES = ("-", "--", "-.", ":")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h", "p", "*")
+SHADES = (0.0, 0.42, -0.45, 0.65, -0.7)  # towards white, towards black
 
 
 @dataclass(frozen=True)
@@ -34,21 +38,50 @@ class Style:
 def styles(runs: pd.DataFrame) -> dict[str, Style]:
     """A style for each value of `runs.variant`, in the order in which figures list them.
 
-    Colour and marker follow the optimizer's name; variants of one optimizer differ in line style.
+    Colour and marker follow the optimizer's name. Variants of one optimizer share its hue: four of
+    them differ in line and marker, the next four are lighter, then darker.
     """
-    table = yaml.safe_load(
-        resources.files("reports").joinpath("styles.yaml").read_text(encoding="utf-8")
-    )
-    looks = looks_by_name(table, set(runs["optimizer"]))
+    table = looks_table()
+    families = dict(zip(runs["variant"], families_of(runs, set(table["named"])), strict=True))
+    names = dict(zip(runs["variant"], runs["optimizer"], strict=True))
     found: dict[str, Style] = {}
-    for name, look in looks.items():
-        variants = list(dict.fromkeys(runs.loc[runs["optimizer"] == name, "variant"]))
-        lines = [look["line"], *(line for line in ("-", "--", "-.", ":") if line != look["line"])]
-        for index, variant in enumerate(variants):
-            label = look["label"] + str(variant)[len(name) :]
-            line = lines[index % len(lines)]
-            found[variant] = Style(label, look["color"], look["marker"], line)
+    for family, look in looks_by_name(table, set(families.values())).items():
+        members = [variant for variant, owner in families.items() if owner == family]
+        lines = [look["line"], *(line for line in LINES if line != look["line"])]
+        marks = [look["marker"], *(mark for mark in MARKERS if mark != look["marker"])]
+        for index, variant in enumerate(members):
+            own = look["label"] if names[variant] == family else str(names[variant])
+            found[variant] = Style(
+                label=own + str(variant)[len(names[variant]) :],
+                color=shaded(look["color"], SHADES[index // len(lines) % len(SHADES)]),
+                marker=marks[index % len(marks)],
+                line=lines[index % len(lines)],
+            )
     return found
+
+
+@cache
+def looks_table() -> dict[str, Any]:
+    """The content of styles.yaml, read once."""
+    text = resources.files("reports").joinpath("styles.yaml").read_text(encoding="utf-8")
+    table: dict[str, Any] = yaml.safe_load(text)
+    return table
+
+
+def families_of(runs: pd.DataFrame, named: set[str]) -> list[str]:
+    """Whose hue each cell takes: its own name's where that has one, else its implementation's."""
+    own = list(runs["optimizer"])
+    if "config" not in runs:
+        return own
+    base = [config["optimizer"]["name"] for config in runs["config"]]
+    return [mine if mine in named else owner for mine, owner in zip(own, base, strict=True)]
+
+
+def shaded(color: str, amount: float) -> str:
+    """A colour mixed with white (`amount` above 0) or black (below 0), as hex."""
+    goal = 1.0 if amount > 0 else 0.0
+    red, green, blue = (part + abs(amount) * (goal - part) for part in to_rgb(color))
+    return color if amount == 0 else to_hex((red, green, blue))
 
 
 def looks_by_name(table: dict[str, Any], names: Iterable[str]) -> dict[str, dict[str, str]]:
@@ -75,28 +108,6 @@ def drawing() -> Iterator[None]:
     }
     with mpl.rc_context(settings):
         yield
-
-
-def panels(count: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    """A figure of `count` axes, `width` x `height` inches each, at most two in a row."""
-    columns = min(2, count)
-    rows = -(-count // columns)
-    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
-    axes = list(figure.subplots(rows, columns, squeeze=False).ravel())
-    for spare in axes[count:]:
-        spare.set_axis_off()
-    for axis in axes[:count]:  # ticks that do not depend on the size: the layout is found at once
-        axis.xaxis.set_major_locator(MaxNLocator(6))
-        axis.yaxis.set_major_locator(MaxNLocator(6))
-    return figure, tidied(axes[:count])
-
-
-def stacked_panels(rows: list[int], width: float, extra: float) -> tuple[Figure, list[Axes]]:
-    """Axes below one another, each as high as its number of `rows`; `extra` inches beside."""
-    heights = [0.42 * count + 1.0 for count in rows]
-    figure = Figure(figsize=(width, sum(heights) + extra), layout="constrained")
-    grid = figure.subplots(len(rows), 1, squeeze=False, gridspec_kw={"height_ratios": rows})
-    return figure, tidied(list(grid.ravel()))
 
 
 def tidied(axes: list[Axes]) -> list[Axes]:
@@ -130,12 +141,6 @@ def conditions(frame: pd.DataFrame, keys: list[str]) -> list[pd.DataFrame]:
         return tuple(order.get(first[key], 9) if key == "precision" else first[key] for key in keys)
 
     return sorted((group for _, group in frame.groupby(keys, dropna=False)), key=place)
-
-
-def note(figure: Figure, text: str) -> None:
-    """A line of small print below the figure; used for cells that have no value to draw."""
-    if text:
-        figure.supxlabel(text, fontsize=FONT - 2, color=WARN, wrap=True)
 
 
 def condition(group: pd.DataFrame, *keys: str) -> str:

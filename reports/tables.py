@@ -16,6 +16,17 @@ MEASURED = [
     *("step_p90_seconds", "first_step_seconds", "steps", "tokens", "final_eval_loss"),
     *("final_eval_bits_per_byte", "tokens_per_second", "train_seconds", "error"),
 ]
+LATER = [  # metrics that older records lack
+    *("forward_backward_median_seconds", "kernel_build_seconds", "startup_seconds"),
+    *("startup_process_seconds", "startup_import_seconds", "startup_data_seconds"),
+    *("startup_model_seconds", "meter_seconds", "meter_share", "energy_joules", "energy_method"),
+    *("model_flops_per_step", "optimizer_flops_per_step", "activation_bytes"),
+    *("step_transient_bytes", "first_step_transient_bytes", "peak_model_bytes"),
+    *("peak_forward_backward_bytes", "peak_first_step_bytes", "peak_steady_step_bytes"),
+    *("peak_train_step_bytes", "memory_cap_bytes", "failed_phase", "failure_bytes"),
+    *("loss_spikes_total", "largest_update_rms", "nonfinite_gradients_total"),
+    *("tokens_to_target", "seconds_to_target"),
+]
 SUMMARY_KEYS = ["task", "model", "seq_len", "precision", "variant"]
 MEANS = [
     *("state_bytes_per_parameter", "state_ratio_to_baseline", "gib_saved_per_billion"),
@@ -36,7 +47,8 @@ def runs_table(runs: pd.DataFrame, baseline: str = BASELINE) -> pd.DataFrame:
     table["state_ratio_to_baseline"] = table["id"].map(ratio)
     table["gib_saved_per_billion"] = table["id"].map(saved * 1e9 / GIB)
     table["baseline_id"] = table["id"].map(matched["baseline_id"])
-    return table[[*LEADING, *SETTINGS, *STATE, *DERIVED, *MEASURED]]
+    columns = [*LEADING, *SETTINGS, *STATE, *DERIVED, *MEASURED, *LATER]
+    return table.reindex(columns=columns)
 
 
 def summary_table(table: pd.DataFrame) -> pd.DataFrame:
@@ -138,7 +150,8 @@ def training_view(table: pd.DataFrame) -> pd.DataFrame:
 def summary_view(summary: pd.DataFrame, task: str, cells: bool = False) -> pd.DataFrame:
     """One task of `summary_table` in human units; `cells` adds the ids behind each row."""
     rows = []
-    for _, row in summary[summary["task"] == task].iterrows():
+    shown = summary[summary["task"] == task] if not summary.empty else summary
+    for _, row in shown.iterrows():
         line = {"optimizer": row["variant"], "model": row["model"], "seq": row["seq_len"]}
         line |= {"precision": row["precision"], "n": state_of(row)}
         if task == "memory":

@@ -174,19 +174,19 @@ def full_records() -> list[store.Record]:
     return records
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def memory_cell() -> Callable[..., store.Record]:
     """Maker of synthetic memory records."""
     return memory_record
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def loss_cell() -> Callable[..., store.Record]:
     """Maker of synthetic training records."""
     return loss_record
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def write_study() -> Callable[..., Path]:
     """Writer of synthetic study folders."""
     return write

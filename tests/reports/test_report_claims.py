@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from statsmodels.stats.power import TTestPower
 
 from harness.store import Record
@@ -211,10 +212,52 @@ def test_claim_files_are_checked(tmp_path: Path) -> None:
     path.write_text("id: x\ncolour: red\n")
     with pytest.raises(ReportError, match=r"wrong\.yaml has the unknown key 'colour'"):
         load_claims(tmp_path)
-    names = [item.name for item in dataclasses.fields(Claim)][:7]
-    path.write_text("\n".join(f"{name}: x" for name in names))
-    with pytest.raises(ReportError, match="estimator 'x'; known: paired_loss"):
+    whole = dict.fromkeys([item.name for item in dataclasses.fields(Claim)][:7], "x")
+    whole["subjects"] = {"ours": "gefen"}
+    path.write_text(yaml.safe_dump(whole))
+    with pytest.raises(ReportError, match="estimator 'x'; known: capacity, lowest_peak, none"):
         load_claims(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"margin": "small"}, r"margin='small'; it must be a number"),
+        ({"subjects": ["gefen"]}, r"it must be a mapping of names to text"),
+        ({"studies": [1]}, r"studies=\[1\]; it must be a list of names"),
+        ({"min_seeds": 2.5}, r"it must be a whole number"),
+        ({"hypothesis": "equal"}, r"hypothesis 'equal'; known: not_worse, better, same"),
+        ({"allow_different": ["lr"]}, r"allowed are data_hash, code_hash, device, precision"),
+        ({"alpha": 1.5}, r"alpha 1.5; it must lie between 0 and 1"),
+        ({"missing": {"theirs": "x"}}, r"has missing.theirs, but no such subject"),
+        ({"estimator": "none"}, r"`missing` must say why for ours and published code"),
+    ],
+)
+def test_a_wrong_value_in_a_claim_is_one_sentence(
+    tmp_path: Path, change: dict[str, object], words: str
+) -> None:
+    values = yaml.safe_load((claims_folder() / "adamw_loss.yaml").read_text())
+    (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(values | change))
+    with pytest.raises(ReportError, match=words):
+        load_claims(tmp_path)
+
+
+def test_two_files_with_one_id_are_refused(tmp_path: Path) -> None:
+    text = (claims_folder() / "adamw_loss.yaml").read_text()
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.yaml").write_text(text)
+    with pytest.raises(ReportError, match="which another file has too"):
+        load_claims(tmp_path)
+
+
+def test_every_claim_of_the_protocol_has_a_file() -> None:
+    protocol = """state_8x gib_per_billion adamw_loss lowest_peak no_new_hyperparameters
+    step_latency bigger_microbatch capacity_one_device finetune modern_decoders stam_spikes
+    stam_lr_robust stam_faster stam_accuracy stamlite_state scale"""
+    claims = load_claims(claims_folder())
+    assert set(protocol.split()) <= set(claims)
+    assert all(claim.source and claim.text for claim in claims.values())
+    assert all(name == claim.id for name, claim in claims.items())
 
 
 def test_a_claim_that_no_file_holds_is_said(

@@ -1,0 +1,141 @@
+"""The largest cell that fits under a memory cap, recomputed from the probes' records."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from reports.load import BASELINE
+from reports.style import styles
+from reports.text import DASH, TIMES, count_text, number_text
+from reports.values import capped, metric, setting
+
+KEYS = {
+    "micro_batch": "micro-batch, sequences",
+    "seq_len": "sequence length, tokens",
+    "parameters": "model, parameters",
+}
+FIXED = ["part", "model", "seq_len", "micro_batch", "precision", "cap"]
+COLUMNS = [
+    *("key", *FIXED, "variant", "optimizer", "largest", "smallest_oom", "label"),
+    *("tokens_per_second", "probes", "others", "cells"),
+]
+
+
+def probes(runs: pd.DataFrame) -> pd.DataFrame:
+    """Cells that ran under a cap, with `cap` (GiB), `micro_batch` and a size for each model."""
+    cells = runs[capped(runs)].copy()
+    cells["cap"] = setting(cells, "task", "memory_cap_gib").astype("float64")
+    cells["micro_batch"] = setting(cells, "micro_batch").fillna(1).astype("int64")
+    cells["parameters"] = metric(cells, "parameters")
+    # A model that never fitted still has a size where another optimizer's probe counted it.
+    known = cells.groupby("model")["parameters"].transform("max")
+    cells["parameters"] = cells["parameters"].fillna(known)
+    return cells
+
+
+def key_of(cells: pd.DataFrame) -> str | None:
+    """What the probes of one part vary within one optimizer; None where nothing varies."""
+    for key in KEYS:
+        name = "model" if key == "parameters" else key
+        others = [column for column in FIXED if column not in (name, "part")]
+        groups = cells.groupby(["variant", *others], dropna=False)[name]
+        if groups.nunique().max() > 1:
+            return key
+    return None
+
+
+def capacity(runs: pd.DataFrame) -> pd.DataFrame:
+    """A row a condition, cap and variant: the largest value that trained below the smallest oom.
+
+    `largest` is nan where no probe fitted, `smallest_oom` where none ran out of memory (the
+    capacity is then at least `largest`). Columns that the search varies hold None.
+    """
+    found: list[dict[str, Any]] = []
+    for _, part in probes(runs).groupby("part", sort=False):
+        key = key_of(part) or "micro_batch"
+        varied = "model" if key == "parameters" else key
+        keys = [name for name in FIXED if name != varied] + ["variant"]
+        for values, cells in part.groupby(keys, sort=False, dropna=False):
+            row = dict(zip(keys, values, strict=True)) | {varied: None, "key": key}
+            row["optimizer"] = cells["optimizer"].iloc[0]
+            found.append(row | largest_of(cells, key))
+    return pd.DataFrame(found, columns=COLUMNS)
+
+
+def largest_of(cells: pd.DataFrame, key: str) -> dict[str, Any]:
+    """The answer of one search from its probes."""
+    failed = cells.loc[cells["status"] == "oom", key].min()
+    fits = cells[(cells["status"] == "done") & ~(cells[key] >= failed)]
+    best = fits.loc[fits[key].idxmax()] if fits[key].notna().any() else None
+    others = cells.loc[~cells["status"].isin(["done", "oom"]), "status"].value_counts()
+    return {
+        "largest": np.nan if best is None else float(best[key]),
+        "smallest_oom": float(failed),
+        "label": "" if best is None else str(best["model"]),
+        "tokens_per_second": np.nan
+        if best is None
+        else float(metric(fits, "tokens_per_second").loc[best.name]),
+        "probes": len(cells),
+        "others": ", ".join(f"{count} {status}" for status, count in others.items()),
+        "cells": tuple(cells["id"]),
+    }
+
+
+def value_text(row: dict[Any, Any], name: str) -> str:
+    """A capacity's value: a count, or a number of parameters."""
+    value = row[name]
+    if np.isnan(value):
+        return DASH
+    return count_text(value) if row["key"] == "parameters" else f"{value:,.0f}"
+
+
+def answer(row: dict[Any, Any]) -> str:
+    """12; at least 64 where nothing ran out of memory; none where nothing fitted."""
+    if np.isnan(row["largest"]):
+        return "none fits"
+    text = value_text(row, "largest")
+    if row["key"] == "parameters" and row["label"]:
+        text += f" ({row['label']})"
+    return text if not np.isnan(row["smallest_oom"]) else f"at least {text}"
+
+
+def capacity_view(runs: pd.DataFrame, baseline: str = BASELINE) -> pd.DataFrame:
+    """The answers in human units with the ratio to the baseline's."""
+    looks, rows = styles(runs), []
+    for group in capacity_groups(capacity(runs)):
+        base = group.loc[group["optimizer"] == baseline, "largest"].max()
+        for row in group.to_dict("records"):
+            many = row["largest"] / base if base > 0 else np.nan
+            rows.append(
+                {
+                    "optimizer": looks[row["variant"]].label,
+                    "cap GiB": f"{row['cap']:g}",
+                    "condition": condition_text(row),
+                    "largest": f"{KEYS[row['key']].split(',')[0]} {answer(row)}",
+                    "smallest out of memory": value_text(row, "smallest_oom"),
+                    f"{TIMES} AdamW": DASH if np.isnan(many) else f"{many:.2f}",
+                    "tokens/s there": number_text(row["tokens_per_second"], 0),
+                    "probes": str(row["probes"]) + (f" ({row['others']})" if row["others"] else ""),
+                    "cells": " ".join(row["cells"]),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def capacity_groups(table: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    """Conditions: the same search under the same cap."""
+    keys = ["key", *FIXED]
+    for _, group in table.groupby(keys, sort=False, dropna=False):
+        yield group
+
+
+def condition_text(row: dict[Any, Any]) -> str:
+    """What the search held fixed: gpt2_124m, 1024 tokens, fp32."""
+    words = [] if row["model"] is None else [str(row["model"])]
+    if row["seq_len"] is not None and not pd.isna(row["seq_len"]):
+        words.append(f"{row['seq_len']:.0f} tokens")
+    if row["micro_batch"] is not None and not pd.isna(row["micro_batch"]):
+        words.append(f"micro-batch {row['micro_batch']:.0f}")
+    return ", ".join([*words, str(row["precision"])])

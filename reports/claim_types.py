@@ -1,0 +1,79 @@
+"""What a claim is, and what an answer to it is."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from reports.load import StudyData
+
+VERDICTS = ("reproduced", "refuted", "inconclusive", "not tested")
+HYPOTHESES = ("not_worse", "better", "same")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim as its YAML file states it; numbers that an estimator does not use stay None.
+
+    `studies` names the folders that the claim is judged from, the preferred one first; none means
+    any. `missing` says for a subject what has to exist before it can be tested. `allow_different`
+    lists what compared records may differ in (else that refuses them).
+    """
+
+    id: str
+    title: str
+    text: str
+    source: str
+    estimator: str
+    subjects: dict[str, str]
+    baseline: str
+    studies: list[str] = field(default_factory=list)
+    missing: dict[str, str] = field(default_factory=dict)
+    baselines: list[str] = field(default_factory=list)
+    rivals: list[str] = field(default_factory=list)
+    hypothesis: str = "not_worse"
+    threshold: float | None = None
+    tolerance: float = 0.0
+    margin: float | None = None
+    alpha: float = 0.05
+    power: float = 0.8
+    precisions: list[str] = field(default_factory=lambda: ["fp32"])
+    beside: list[str] = field(default_factory=list)
+    models: list[str] = field(default_factory=list)
+    devices: list[str] = field(default_factory=list)
+    min_parameters: int = 0
+    min_seeds: int = 5
+    allow_different: list[str] = field(default_factory=list)
+    notes: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One answer: what was found, from which cells, in a sentence that stands alone.
+
+    `interval` is (low, high) in `unit`; `interval_kind` says what it is. `parts` holds the
+    verdicts of the single conditions (a sequence length, say) behind an overall one. `study` and
+    `folder` say where the records lie, `code` names the code hashes of the cells behind it.
+    """
+
+    claim: str
+    subject: str
+    verdict: str
+    sentence: str
+    title: str = ""
+    source: str = ""
+    scope: str = ""
+    estimate: float | None = None
+    interval: tuple[float, float] | None = None
+    interval_kind: str = ""
+    margin: float | None = None
+    unit: str = ""
+    n: int = 0
+    n_of: str = "paired seeds"
+    cells: tuple[str, ...] = ()
+    command: str = ""
+    parts: tuple["Verdict", ...] = ()
+    study: str = ""
+    folder: str = ""
+    code: tuple[str, ...] = ()
+
+
+Estimator = Callable[[Claim, str, str, StudyData], Verdict]

@@ -1,0 +1,192 @@
+"""The sections of the page: which figures and tables a study has, in the order of reading."""
+
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+from reports.breakdown import audit_view
+from reports.capacity import capacity_view
+from reports.figures import Drawn
+from reports.load import StudyData
+from reports.loss_figures import Curves
+from reports.sensitivity import arms, rate_groups, rates_view, stability_view
+from reports.speed import speed_view, startup_view
+from reports.style import styles
+from reports.tables import memory_view, summary_view, training_view
+from reports.targets import targets_view
+from reports.values import capped
+
+TITLES = {
+    "memory": "Memory",
+    "capacity": "Capacity",
+    "speed": "Speed",
+    "loss": "Loss",
+    "sensitivity": "Sensitivity",
+    "stability": "Stability",
+    "failures": "Cells that did not finish",
+    "tables": "Every run",
+}
+AUDIT = (
+    "The optimizer's state by four methods. Counted: its storages, each once. Closed form: the "
+    "registry's formula, within 0.5 %. Checkpoint: the size of the serialised state, up to 2 % and "
+    "64 KiB above. Peak increase: the peak of the steady optimizer steps less parameters and "
+    "gradients; it holds the state and whatever lives during a step, so it must not be more than "
+    "2 % below the count, and what it is above is named. On a CPU states below 500 MB are too "
+    "small to judge by resident memory."
+)
+TARGETS = (
+    "Where the mean curve over finished seeds first crosses the target, linear between "
+    "evaluations. AdamW's own mean final loss is its target at the end of its schedule; a crossing "
+    "inside a schedule that was planned for more steps is no substitute for a shorter schedule."
+)
+SPEED = (
+    "Medians over finished cells. A dash: not recorded, or no counter on this machine. Processes "
+    "of different optimizers were not interleaved; in brackets 95 % intervals over 5 or more "
+    "processes."
+)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table of the page: title, what its numbers are, the view; `anchors` make rows targets."""
+
+    title: str
+    note: str
+    view: pd.DataFrame
+    anchors: bool = False
+    folded: bool = False
+
+
+@dataclass(frozen=True)
+class Section:
+    """One section: its anchor, title, figures and tables."""
+
+    key: str
+    title: str
+    drawings: list[Drawn] = field(default_factory=list)
+    grids: list[Grid] = field(default_factory=list)
+
+
+def sections(
+    data: StudyData,
+    curves: Curves,
+    drawings: list[Drawn],
+    table: pd.DataFrame,
+    summary: pd.DataFrame,
+) -> list[Section]:
+    """The sections for which the study has figures or rows; `table` and `summary` in raw units."""
+    plain = data.runs[~capped(data.runs)]
+    found = {
+        "memory": memory_grids(plain, summary),
+        "capacity": [Grid("Largest that trains under the cap", "", capacity_view(data.runs))],
+        "speed": speed_grids(plain),
+        "loss": loss_grids(plain, curves, summary),
+        "sensitivity": rate_grids(plain),
+        "stability": stability_grids(plain),
+        "failures": [Grid("", "", failures(data))],
+        "tables": run_grids(data.runs, table),
+    }
+    listed = []
+    for key, grids in found.items():
+        own = [drawn for drawn in drawings if drawn.section == key]
+        kept = [grid for grid in grids if not grid.view.empty]
+        if own or kept:
+            listed.append(Section(key, TITLES[key], own, kept))
+    return listed
+
+
+def memory_grids(plain: pd.DataFrame, summary: pd.DataFrame) -> list[Grid]:
+    """Bytes by optimizer, and the byte audit."""
+    view = labelled(summary_view(summary, "memory", cells=True), plain)
+    return [
+        Grid("By optimizer", "Means over finished cells.", view),
+        Grid("Byte audit", AUDIT, audit_view(plain)),
+    ]
+
+
+def speed_grids(plain: pd.DataFrame) -> list[Grid]:
+    """Steps and throughput; what came before the first step."""
+    timed = plain[plain["step_median_seconds"].notna() | (plain["status"] != "done")]
+    if plain["step_median_seconds"].isna().all():
+        return []
+    note = "Medians over finished cells. Process, import, data and model are parts of start-up; "
+    note += "kernels are built apart from it. Older records hold the total alone."
+    return [
+        Grid("Steps and throughput", SPEED, speed_view(timed)),
+        Grid("Before the first step", note, startup_view(plain), folded=True),
+    ]
+
+
+def loss_grids(plain: pd.DataFrame, curves: Curves, summary: pd.DataFrame) -> list[Grid]:
+    """Final losses, tokens and seconds to targets."""
+    view = labelled(summary_view(summary, "pretrain", cells=True), plain)
+    note = "Means over finished cells, \N{PLUS-MINUS SIGN} half the width of the 95 % t interval."
+    return [
+        Grid("By optimizer", note, view),
+        Grid("Tokens and seconds to target", TARGETS, targets_view(plain, curves)),
+    ]
+
+
+def rate_grids(plain: pd.DataFrame) -> list[Grid]:
+    """Loss at each learning rate, where arms were trained at several."""
+    cells = arms(plain)
+    groups = rate_groups(cells)
+    if not groups:
+        return []
+    note = "Mean final held-out loss at each rate, nats/token; cells that did not finish by status."
+    return [Grid("By learning rate", note, rates_view(groups, labels_of(cells)))]
+
+
+def stability_grids(plain: pd.DataFrame) -> list[Grid]:
+    """Spikes, updates and divergence of the training cells."""
+    cells = arms(plain)
+    if cells.empty:
+        return []
+    note = "All cells, also those that did not finish. Update RMS: the root mean square of the "
+    note += "change of all parameters in one step, largest of the steps in which it was measured."
+    return [Grid("By optimizer and learning rate", note, stability_view(cells, labels_of(cells)))]
+
+
+def run_grids(runs: pd.DataFrame, table: pd.DataFrame) -> list[Grid]:
+    """Every cell as a row, which the rest of the page links to."""
+    return [
+        Grid("Memory cells", "", labelled(memory_view(table), runs), anchors=True, folded=True),
+        Grid("Training cells", "", labelled(training_view(table), runs), anchors=True, folded=True),
+    ]
+
+
+def failures(data: StudyData) -> pd.DataFrame:
+    """Cells that did not finish, and planned cells without a record.
+
+    A capacity search runs out of memory by design: those probes stand in its section.
+    """
+    runs = data.runs
+    meant = capped(runs) & (runs["status"] == "oom")
+    failed = runs[(runs["status"] != "done") & ~meant]
+    phase = failed["failed_phase"] if "failed_phase" in failed else pd.Series("", failed.index)
+    rows = [
+        {"cell": label, "status": status, "why": error + where(at), "id": cell}
+        for label, status, error, at, cell in zip(
+            failed["label"], failed["status"], failed["error"], phase, failed["id"], strict=True
+        )
+    ]
+    rows += [
+        {"cell": cell.get("label", ""), "status": "not run yet", "why": "", "id": ""}
+        for cell in data.pending
+    ]
+    return pd.DataFrame(rows)
+
+
+def where(phase: object) -> str:
+    """The phase in which a cell failed, where its record says so."""
+    return f" (in {phase})" if isinstance(phase, str) and phase else ""
+
+
+def labels_of(runs: pd.DataFrame) -> dict[str, str]:
+    """Display labels by variant."""
+    return {name: style.label for name, style in styles(runs).items()}
+
+
+def labelled(view: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    """A view with optimizers by their display label."""
+    return view if view.empty else view.assign(optimizer=view["optimizer"].map(labels_of(runs)))
