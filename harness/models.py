@@ -1,22 +1,22 @@
-"""Decoder language models: GPT-2 and Llama shapes from scratch, or a pretrained one by path.
+"""Decoder language models: the shapes of four families from scratch, or a pretrained one by path.
 
 Importing this module needs neither torch nor transformers; building a model does.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from harness.data.hub_access import check_repository
 from harness.errors import UserError
+from harness.model_families import check_family, families
 from harness.schema import ModelConfig
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PretrainedConfig, PreTrainedModel
-
-_LLAMA_MULTIPLE = 256
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ def check(config: ModelConfig) -> None:
         elif not (Path(config.path) / "config.json").is_file():
             raise UserError(f"model.path={config.path!r} is no model folder (no config.json).")
         return
-    if config.family not in _families():
-        allowed = ", ".join(_families())
+    if config.family not in families():
+        allowed = ", ".join(families())
         raise UserError(f"model.family={config.family!r} is unknown; allowed: {allowed}.")
     for key in ("hidden_size", "layers", "heads", "max_positions"):
         if getattr(config, key) < 1:
@@ -52,8 +52,7 @@ def check(config: ModelConfig) -> None:
         )
     if config.kv_heads is not None and (config.kv_heads < 1 or config.heads % config.kv_heads):
         raise UserError(f"model.kv_heads={config.kv_heads} must divide model.heads={config.heads}.")
-    if config.family == "gpt2":
-        _check_gpt2(config)
+    check_family(config)
 
 
 def max_positions(config: ModelConfig) -> int:
@@ -100,22 +99,40 @@ def meta_shapes(config: ModelConfig, vocab_size: int) -> list[ParameterSpec]:
         UserError: as `build_model`.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
-    check(config)
-    with _quiet(), torch.device("meta"):
-        if config.path is not None:
-            shape = _pretrained_config(config.path)
-        else:
-            shape = _shape(config, vocab_size)
-        model = AutoModelForCausalLM.from_config(shape, dtype=torch.float32)
+    with torch.device("meta"):
+        model = untrained_model(config, vocab_size)
     return [
         ParameterSpec(name, tuple(p.shape), p.requires_grad) for name, p in model.named_parameters()
     ]
 
 
-def _families() -> "dict[str, Callable[[ModelConfig, int], PretrainedConfig]]":
-    return {"gpt2": _gpt2, "llama": _llama}
+def untrained_model(
+    config: ModelConfig,
+    vocab_size: int,
+    layers: int | None = None,
+    dtype: "torch.dtype | None" = None,
+) -> "PreTrainedModel":
+    """The architecture alone, in training mode, on the caller's default device; float32 by default.
+
+    For devices and modes without memory (`torch.device("meta")`, FakeTensorMode): nothing is read
+    but the configuration, also with `path`. `layers`, if given, replaces the number of layers.
+
+    Raises:
+        UserError: as `build_model`.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    check(config)
+    with _quiet():
+        path = config.path
+        shape = _shape(config, vocab_size) if path is None else _pretrained_config(path)
+        if layers is not None:
+            shape.num_hidden_layers = layers
+        kind = torch.float32 if dtype is None else dtype
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(shape, dtype=kind)
+    return _for_training(model)
 
 
 def _shape(config: ModelConfig, vocab_size: int) -> "PretrainedConfig":
@@ -125,69 +142,7 @@ def _shape(config: ModelConfig, vocab_size: int) -> "PretrainedConfig":
             f"model.vocab_size={size} is below the {vocab_size} token ids of the data; "
             "set it to null to take the data's."
         )
-    return _families()[config.family](config, size)
-
-
-def _common(config: ModelConfig) -> dict[str, Any]:
-    # No token has a special role for the model: the data decides what ends a document.
-    special = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
-    return {
-        **special,
-        "tie_word_embeddings": config.tie_embeddings,
-        "use_cache": False,
-        "attn_implementation": "sdpa",
-    }
-
-
-def _check_gpt2(config: ModelConfig) -> None:
-    if config.kv_heads not in (None, config.heads):
-        raise UserError(
-            f"model.kv_heads={config.kv_heads} is not possible for family gpt2; set it to null."
-        )
-    if config.head_size is not None and config.head_size * config.heads != config.hidden_size:
-        raise UserError(
-            f"model.head_size={config.head_size} is not possible for family gpt2; set it to null."
-        )
-
-
-def _gpt2(config: ModelConfig, vocab_size: int) -> "PretrainedConfig":
-    from transformers import GPT2Config
-
-    return GPT2Config(
-        vocab_size=vocab_size,
-        n_positions=config.max_positions,
-        n_embd=config.hidden_size,
-        n_layer=config.layers,
-        n_head=config.heads,
-        n_inner=config.intermediate_size,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        **_common(config),
-    )
-
-
-def _llama(config: ModelConfig, vocab_size: int) -> "PretrainedConfig":
-    from transformers import LlamaConfig
-
-    return LlamaConfig(
-        vocab_size=vocab_size,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size or _llama_intermediate(config.hidden_size),
-        num_hidden_layers=config.layers,
-        num_attention_heads=config.heads,
-        num_key_value_heads=config.kv_heads or config.heads,
-        head_dim=config.head_size or config.hidden_size // config.heads,
-        max_position_embeddings=config.max_positions,
-        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
-        attention_dropout=0.0,
-        **_common(config),
-    )
-
-
-def _llama_intermediate(hidden_size: int) -> int:
-    """8/3 of the hidden size, rounded up to a multiple of 256: Llama's own rule."""
-    return -(-(8 * hidden_size // 3) // _LLAMA_MULTIPLE) * _LLAMA_MULTIPLE
+    return families()[config.family](config, size)
 
 
 def _pretrained_config(path: str) -> "PretrainedConfig":

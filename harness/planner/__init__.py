@@ -1,0 +1,1 @@
+"""gefen-plan: the memory of training a model under an optimizer, before anything is allocated."""

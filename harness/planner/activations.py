@@ -1,0 +1,139 @@
+"""What forward and backward passes hold beside the parameters, in bytes, for any decoder.
+
+Method. The model's own code runs forward and backward on tensors without memory (FakeTensorMode)
+with two and with three layers, and the storages alive after every operation are summed. All layers
+of a decoder are alike, so what is live at a given place of the pass is linear in their number; the
+largest sum of each part of the pass (forward; head and loss; backward through the last layer,
+through the first, and after it) is extended to the wanted number, and the largest part counts.
+Counting as torch.distributed._tools.MemTracker (PyTorch); the layers' terms are those of
+Korthikanti et al., "Reducing Activation Recomputation in Large Transformer Models",
+arXiv 2205.05198, section 4, as far as the code of transformers computes what they assume.
+
+Nothing is fitted. The terms that the sum contains, because the operations return them:
+- per layer: the inputs that matrix products, norms, rotations, gates and activation functions keep
+  for the backward pass; queries, keys, values, output and one logarithm per row of fused attention
+  (no tokens x tokens matrix); float32 copies inside RMSNorm, and the low-precision copies that
+  autocast makes of inputs and, until the layer's backward pass, of weights (`with_copies`);
+- outside: embeddings, last norm, logits in the computing dtype and in float32 for the loss, their
+  log-softmax and its gradient: several times tokens x vocabulary;
+- gradients, which come while activations go: the peak is less than the sum of both;
+- with checkpointing (Chen et al., arXiv 1604.06174), each layer keeps its input alone and one
+  layer at a time is recomputed.
+
+Not contained: memory inside a kernel (packed or blocked copies of matrices, workspaces), what an
+allocator rounds up or cannot give back, and libraries' own memory. The operations are those of the
+CPU: fused attention keeps the same tensors on CUDA, but autocast there computes some more
+operations (GPT-2's norms and tanh) in float32. For mixtures of experts, rows for tokens x experts
+per token, however the router spreads them.
+"""
+
+from dataclasses import astuple, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from harness.models import untrained_model
+from harness.planner.live import LiveStorages, Peaks
+from harness.schema import ModelConfig, from_dict, to_dict
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+METHOD = (
+    "live storages of the model's own forward and backward pass on tensors without memory, "
+    "extended linearly from 2 and 3 layers to all (harness.planner.activations)"
+)
+_PARTS = ("forward", "head", "last", "first", "tail")
+_FEW, _MORE = 2, 3
+
+
+class Pass(NamedTuple):
+    """The kind of pass: tokens, precision, and whether layers are recomputed."""
+
+    seq_len: int
+    micro_batch: int
+    precision: str
+    checkpointing: bool
+    vocab_size: int
+
+
+def activation_peaks(model: ModelConfig, kind: Pass) -> Peaks:
+    """Largest bytes beside the parameters during one forward and backward pass of `model`.
+
+    Raises UserError as `harness.models.build_model`.
+    """
+    few, more = min(_FEW, model.layers), min(_MORE, model.layers)
+    shape = _key(model)
+    low, high = _trace(shape, few, kind), _trace(shape, more, kind)
+    further = model.layers - more
+    if not further:
+        return _largest(list(high.values()))
+    return _largest([_extend(low[part], high[part], further) for part in _PARTS])
+
+
+def _key(model: ModelConfig) -> tuple[tuple[str, Any], ...]:
+    """A hashable configuration; the number of layers and the name do not matter to a trace."""
+    values = to_dict(replace(model, name="", layers=_MORE))
+    return tuple(values.items())
+
+
+def _extend(low: Peaks, high: Peaks, further: int) -> Peaks:
+    pairs = zip(astuple(low), astuple(high), strict=True)
+    return Peaks(*(more + further * (more - few) for few, more in pairs))
+
+
+def _largest(parts: list[Peaks]) -> Peaks:
+    return Peaks(*(max(values) for values in zip(*map(astuple, parts), strict=True)))
+
+
+@lru_cache(maxsize=256)
+def _trace(shape: tuple[tuple[str, Any], ...], layers: int, kind: Pass) -> dict[str, Peaks]:
+    """Peaks of each part of the pass of a model with this number of layers."""
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    config = from_dict(ModelConfig, dict(shape))
+    # Fake tensors on the CPU: a default device would send every factory through Python again.
+    with FakeTensorMode():
+        dtype = torch.bfloat16 if kind.precision == "bf16_pure" else torch.float32
+        model = untrained_model(config, kind.vocab_size, layers, dtype)
+        if kind.checkpointing:
+            model.activation_checkpointing_enable()
+        live = LiveStorages(model)
+        _mark_parts(model, layers, live)
+        with live:
+            ids = torch.zeros(kind.micro_batch, kind.seq_len, dtype=torch.int64)
+            mixed = kind.precision == "bf16_mixed"
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
+                loss = model(input_ids=ids, labels=ids).loss
+            loss.backward()
+    return {part: live.peaks.get(part, Peaks()) for part in (*_PARTS, "middle")}
+
+
+def _mark_parts(model: "nn.Module", layers: int, live: LiveStorages) -> None:
+    """Tell `live` where each part of the pass begins, by hooks on the stack of layers."""
+    from torch import nn
+
+    lists = (m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == layers)
+    stack = next(lists)
+
+    def begin(part: str, tensor: "Tensor") -> None:
+        def enter(_: "Tensor") -> None:
+            live.part = part
+
+        tensor.register_hook(enter)
+
+    def before(module: "nn.Module", inputs: Any) -> None:
+        if live.part == "forward" and inputs[0].requires_grad:
+            begin("tail", inputs[0])
+
+    def after(index: int, output: Any) -> None:
+        if live.part != "forward":  # a layer that is computed again
+            return
+        tensor = output[0] if isinstance(output, tuple) else output
+        last = index == layers - 1
+        begin("last" if last else "middle" if index else "first", tensor)
+        live.part = "head" if last else "forward"
+
+    stack[0].register_forward_pre_hook(before)
+    for index, layer in enumerate(stack):
+        layer.register_forward_hook(lambda m, i, output, k=index: after(k, output))

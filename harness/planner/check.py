@@ -1,0 +1,113 @@
+"""Predictions against measurements: every record of task=memory below a folder.
+
+Predicted with nothing but the record's configuration. State: counted bytes against the registry's
+closed form. Peak: the record's `peak_bytes` (on a CPU the growth of the resident set over the
+process after its imports, on CUDA the allocator's) against the peak of one device.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness import store
+from harness.errors import UserError
+from harness.planner.config import PlanConfig
+from harness.planner.plan import estimate
+from harness.schema import ModelConfig, OptimizerConfig, from_dict
+
+STATE_TOLERANCE = 0.005
+PEAK_TOLERANCE = {"cuda": 0.10, "cpu": 0.15}
+LEAST_CPU_BYTES = 500_000_000  # below, what a process allocates beside the run is not small
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One record. Errors are (predicted - measured) / measured; None where nothing compares."""
+
+    folder: str
+    optimizer: str
+    model: str
+    precision: str
+    device: str
+    tokens: int
+    state_bytes: int
+    predicted_state_bytes: int | None
+    state_error: float | None
+    peak_bytes: int
+    predicted_peak_bytes: int | None
+    peak_error: float | None
+
+    @property
+    def verdict(self) -> str:
+        """Whether both lie within their tolerances, in words."""
+        if self.state_error is not None and abs(self.state_error) > STATE_TOLERANCE:
+            return "state off"
+        if self.peak_error is None:
+            return "not predicted"
+        if self.device == "cpu" and self.peak_bytes < LEAST_CPU_BYTES:
+            return "small"
+        return "ok" if abs(self.peak_error) <= PEAK_TOLERANCE[self.device] else "peak off"
+
+
+def compare_all(root: Path) -> list[Comparison]:
+    """Every finished record of task=memory below `root`, sorted by folder.
+
+    Raises UserError when there is no such folder or no such record.
+    """
+    if not root.is_dir():
+        raise UserError(f"--check {root} is no folder of records.")
+    found = []
+    for path in sorted(root.rglob(store.RECORD_FILE)):
+        try:
+            record = store.read_record(path.parent)
+            if record.status == "done" and record.config["task"]["kind"] == "memory":
+                found.append(compare(record, str(path.parent.relative_to(root))))
+        except (UserError, KeyError, TypeError):
+            continue  # of another version, or without what is compared
+    if not found:
+        raise UserError(f"--check {root} holds no finished record of task=memory.")
+    return found
+
+
+def compare(record: store.Record, folder: str = "") -> Comparison:
+    """The measured bytes of a record beside those predicted from its configuration.
+
+    KeyError for a record without bytes; UserError for a configuration that is not known here.
+    """
+    metrics, values = record.metrics, record.config
+    config = planned(values)
+    optimizer = config.optimizers[0]
+    guess = estimate(config, optimizer)
+    state, peak = int(metrics["optimizer_state_bytes"]), int(metrics["peak_bytes"])
+    device = "cuda" if str(metrics["memory_method"]).startswith("cuda") else "cpu"
+    return Comparison(
+        folder,
+        guess.optimizer,
+        config.model.name,
+        config.precision,
+        device,
+        config.seq_len * config.micro_batch,
+        state,
+        guess.optimizer_state_bytes,
+        _error(guess.optimizer_state_bytes, state),
+        peak,
+        guess.peak_bytes,
+        _error(guess.peak_bytes, peak),
+    )
+
+
+def planned(values: dict[str, Any]) -> PlanConfig:
+    """What to plan for a record's configuration."""
+    return PlanConfig(
+        from_dict(ModelConfig, values["model"], "model."),
+        [from_dict(OptimizerConfig, values["optimizer"], "optimizer.")],
+        seq_len=values["seq_len"],
+        micro_batch=values["micro_batch"],
+        grad_accumulation=values["grad_accumulation"],
+        precision=values["precision"],
+        vocab_size=values["data"]["vocab_size"],
+    )
+
+
+def _error(predicted: int | None, measured: int) -> float | None:
+    return None if predicted is None or not measured else (predicted - measured) / measured

@@ -1,0 +1,166 @@
+"""What a plan is asked for, read from key=value words as `gefen-bench` takes them."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import yaml
+
+from harness import optimizers
+from harness.errors import UserError
+from harness.groups import configs_dir, load_group
+from harness.schema import PRECISIONS, ModelConfig, OptimizerConfig, from_dict
+
+GIB = 2**30
+_MODEL_KEYS = {item.name for item in fields(ModelConfig)}
+_NUMBERS = {
+    "seq_len": 2,
+    "micro_batch": 1,
+    "grad_accumulation": 1,
+    "shards": 1,
+    "vocab_size": 1,
+}
+_KEYS = ("model", "optimizer", *_NUMBERS, "precision", "headroom_gib", "family")
+
+
+@dataclass
+class PlanConfig:
+    """A model and the optimizers to plan it for.
+
+    `shards` is the number of ranks that FSDP spreads parameters, gradients and state over.
+    `vocab_size` counts where the model's own is null. `headroom_gib` of a card stays free: the
+    CUDA context, libraries' workspaces and fragments, which no plan contains.
+    """
+
+    model: ModelConfig
+    optimizers: list[OptimizerConfig]
+    seq_len: int = 1024
+    micro_batch: int = 1
+    grad_accumulation: int = 1
+    precision: str = "bf16_mixed"
+    shards: int = 1
+    vocab_size: int = 4096
+    headroom_gib: float = 1.0
+
+    @property
+    def vocabulary(self) -> int:
+        """Token ids of the model."""
+        return self.model.vocab_size or self.vocab_size
+
+    @property
+    def element_bytes(self) -> int:
+        """Bytes of one element of a parameter and of its gradient."""
+        return 2 if self.precision == "bf16_pure" else 4
+
+    @property
+    def compute_bytes(self) -> int:
+        """Bytes of one element in the dtype of matrix products."""
+        return 4 if self.precision == "fp32" else 2
+
+
+@dataclass
+class Words:
+    """The command line's key=value words, checked for their names only."""
+
+    values: dict[str, str] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+
+
+def split(words: Sequence[str]) -> Words:
+    """Names and values of `key=value` words. Raises UserError for any other word or key."""
+    found = Words()
+    for word in words:
+        key, sign, value = word.partition("=")
+        if not sign or not value:
+            raise UserError(f"{word!r} is not key=value; keys: {', '.join(_KEYS)}, model.KEY.")
+        name = key.removeprefix("model.")
+        if key != name and name in _MODEL_KEYS:
+            found.model[name] = yaml.safe_load(value)
+        elif key in _KEYS:
+            found.values[key] = value
+        elif key != name:
+            allowed = ", ".join(sorted(_MODEL_KEYS))
+            raise UserError(f"{key}={value} is not known; keys of a model: {allowed}.")
+        else:
+            raise UserError(f"{key}={value} is not known; keys: {', '.join(_KEYS)}, model.KEY.")
+    return found
+
+
+def build(words: Words, model: str | None = None) -> PlanConfig:
+    """The checked configuration; `model` in place of the word's.
+
+    Raises UserError with one sentence.
+    """
+    name = model or words.values.get("model")
+    if name is None:
+        raise UserError(f"Which model? Give model=NAME; names: {', '.join(model_names())}.")
+    shape = from_dict(ModelConfig, load_group("model", name) | words.model, "model.")
+    chosen = [
+        from_dict(OptimizerConfig, load_group("optimizer", item), "optimizer.")
+        for item in words.values.get("optimizer", "gefen,adamw").split(",")
+    ]
+    for optimizer in chosen:
+        optimizers.check(optimizer)
+    config = PlanConfig(shape, chosen)
+    for key in _NUMBERS:
+        if key in words.values:
+            setattr(config, key, _number(key, words.values[key]))
+    config.precision = words.values.get("precision", config.precision)
+    config.headroom_gib = _headroom(words.values.get("headroom_gib", str(config.headroom_gib)))
+    check(config)
+    return config
+
+
+def check(config: PlanConfig) -> None:
+    """Refuse values that no training can have. Raises UserError."""
+    from harness import models
+
+    if config.precision not in PRECISIONS:
+        allowed = ", ".join(PRECISIONS)
+        raise UserError(f"precision={config.precision} is not known; allowed: {allowed}.")
+    models.check(config.model)
+    longest = models.max_positions(config.model)
+    if config.seq_len > longest:
+        raise UserError(
+            f"seq_len={config.seq_len} is longer than the {longest} positions of model "
+            f"{config.model.name}; choose seq_len <= {longest} or set model.max_positions."
+        )
+
+
+def size(text: str) -> int:
+    """Bytes of `24GiB`, `80GB`, `512MiB` or a number of GiB. Raises UserError."""
+    found = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*(GiB|GB|MiB|MB|TiB|TB)?", text.strip(), re.I)
+    units = {"mib": 2**20, "mb": 10**6, "gib": GIB, "gb": 10**9, "tib": 2**40, "tb": 10**12}
+    if found is None or not float(found[1]) > 0:
+        raise UserError(f"--fits {text} is no size; write 24GiB, 80GB or 512MiB.")
+    return int(float(found[1]) * units[(found[2] or "GiB").lower()])
+
+
+def model_names() -> list[str]:
+    """All models of configs/model."""
+    return sorted(path.stem for path in (configs_dir() / "model").glob("*.yaml"))
+
+
+def family_names(family: str) -> list[str]:
+    """The models whose names begin with `family` and `_`. Raises UserError where there is none."""
+    names = [name for name in model_names() if name.startswith(f"{family}_")]
+    if not names:
+        known = sorted({name.rpartition("_")[0] for name in model_names()})
+        raise UserError(f"family={family} is not known; allowed: {', '.join(known)}.")
+    return names
+
+
+def _number(key: str, text: str) -> int:
+    least = _NUMBERS[key]
+    if not re.fullmatch(r"[0-9]+", text) or int(text) < least:
+        raise UserError(f"{key}={text} is not allowed; it must be a whole number from {least} on.")
+    return int(text)
+
+
+def _headroom(text: str) -> float:
+    if not re.fullmatch(r"[0-9]*\.?[0-9]+", text):
+        raise UserError(
+            f"headroom_gib={text} is not allowed; it must be a number of GiB from 0 on."
+        )
+    return float(text)

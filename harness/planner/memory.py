@@ -1,0 +1,133 @@
+"""Bytes of one rank: parameters, gradients, state, activations, and their largest sum.
+
+Exact, from the shapes on the meta device and the registry's closed forms: parameters, gradients
+and optimizer state. Estimated, by `harness.planner.activations`: what the passes hold beside them.
+
+One device.  Forward and backward: parameters + state + largest (activations + gradients so far),
+or with accumulation all gradients + largest activations. Step: parameters + gradients + state +
+what the step holds for itself, where the registry states it. The peak is the larger of the two.
+
+DDP.  As one device, and the buckets in which gradients travel: as many bytes as the gradients
+(torch DistributedDataParallel, `gradient_as_bucket_view=False`, the default).
+
+FSDP (Zhao et al., arXiv 2304.11277, sections 3 and 5; full shard, one unit a layer, the rest the
+root unit).  Every tensor is cut along dimension 0; the rank with the largest parts counts. State is
+the closed form of these parts. On top come gathered parameters of the root and of two layers (one
+computes, the next is fetched) and whole gradients of the root and of one layer, all in the dtype
+of the matrix products, and the activations of the rank's own micro-batch. With bf16_mixed FSDP
+gathers parameters in bfloat16 and casts inputs, so passes are those of bf16_pure.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from harness import optimizers
+from harness.models import ParameterSpec
+from harness.planner.config import PlanConfig
+from harness.planner.live import Peaks
+from harness.schema import OptimizerConfig
+
+ONE, DDP, FSDP = "one device", "ddp", "fsdp"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of one rank, in bytes; None where gradients decide the state or a term is not known.
+
+    `activation_bytes` is the largest sum of live tensors beside parameters, gradients and state;
+    `communication_bytes` are DDP's buckets, or what FSDP gathers. `peak_bytes` is below the sum of
+    all, for gradients come as activations go.
+    """
+
+    optimizer: str
+    layout: str
+    ranks: int
+    checkpointing: bool
+    parameter_bytes: int
+    gradient_bytes: int
+    optimizer_state_bytes: int | None
+    communication_bytes: int
+    activation_bytes: int
+    step_transient_bytes: int | None
+    forward_backward_peak_bytes: int | None
+    step_peak_bytes: int | None
+    peak_bytes: int | None
+
+
+def elements(specs: Sequence[ParameterSpec]) -> int:
+    """Number of elements of all parameters."""
+    return sum(math.prod(spec.shape) for spec in specs)
+
+
+def shard(specs: Sequence[ParameterSpec], ranks: int) -> list[ParameterSpec]:
+    """The largest parts when every tensor is cut along dimension 0, as FSDP2 cuts them."""
+    return [
+        ParameterSpec(s.name, (-(-s.shape[0] // ranks), *s.shape[1:]), s.trainable) for s in specs
+    ]
+
+
+def units(specs: Sequence[ParameterSpec]) -> tuple[int, int]:
+    """Elements of the root unit, and of the largest layer; a layer is a number in the name."""
+    root = 0
+    layers: dict[str, int] = {}
+    for spec in specs:
+        number = next((part for part in spec.name.split(".") if part.isdigit()), None)
+        count = math.prod(spec.shape)
+        if number is None:
+            root += count
+        else:
+            layers[number] = layers.get(number, 0) + count
+    return root, max(layers.values(), default=0)
+
+
+def estimate(
+    config: PlanConfig,
+    optimizer: OptimizerConfig,
+    specs: Sequence[ParameterSpec],
+    peaks: Peaks,
+    layout: str,
+    ranks: int = 1,
+    checkpointing: bool = False,
+) -> Estimate:
+    """One rank under `layout` (one device, ddp, fsdp); `peaks` are those of the pass.
+
+    `specs` are all parameters of the model, each tied one once. Raises UserError for an optimizer
+    that does not exist.
+    """
+    width = config.element_bytes
+    held = shard(specs, ranks) if layout == FSDP else specs
+    trainable = [spec for spec in held if spec.trainable]
+    parameters, gradients = width * elements(held), width * elements(trainable)
+    state = optimizers.state_bytes(optimizer, trainable, width)
+    transient = optimizers.step_transient_bytes(optimizer, trainable, width)
+    moving, activations, backward = 0, peaks.with_copies, peaks.with_gradients
+    if layout == DDP:
+        moving = gradients
+    if layout == FSDP:
+        root, layer = units(specs)
+        moving = config.compute_bytes * (2 * root + 3 * layer)
+        activations = peaks.activations
+    if layout == FSDP or config.grad_accumulation > 1:
+        backward = gradients + activations
+    known = None if state is None else parameters + state + moving
+    passes = None if known is None else known + backward
+    # FSDP has released what it gathered when the optimizer steps; DDP keeps its buckets.
+    step = None if known is None else known + gradients + (transient or 0)
+    if step is not None and layout == FSDP:
+        step -= moving
+    return Estimate(
+        optimizer.variant or optimizer.name,
+        layout,
+        ranks,
+        checkpointing,
+        parameters,
+        gradients,
+        state,
+        moving,
+        activations,
+        transient,
+        passes,
+        step,
+        None if passes is None or step is None else max(passes, step),
+    )
