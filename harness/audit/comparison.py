@@ -85,7 +85,7 @@ def audit(
     }
     tensors: list[dict[str, Any]] = []
     deciles: list[dict[str, Any]] = []
-    for step, gradients in _training(model, corpus, config):
+    for step, gradients in training_gradients(model, corpus, config):
         wanted = reference.update(gradients)
         for variant, shadow in shadows.items():
             found = shadow.update(gradients)
@@ -118,7 +118,7 @@ def _deciles(update: Tensor, reference: Tensor, second_moment: Tensor) -> Iterat
             yield {"axis": axis, "decile": number, "rms_ratio": ratio}
 
 
-def _training(
+def training_gradients(
     model: nn.Module, corpus: data.Corpus, config: RunConfig
 ) -> Iterator[tuple[int, list[Tensor]]]:
     """(step, counted from 1, and its clipped gradients) of a run; AdamW steps after each."""
