@@ -44,8 +44,9 @@ def main() -> int:
         # First of all: under a cap there may be no memory left to write anything down.
         lift()
         traceback.print_exc()
-        record.status, record.error = _status_of(error), _sentence(error)
+        record.status = _status_of(error)
         record.metrics, rows = facts.failure(record.status)
+        record.error = _sentence(error, record)
         if rows:
             store.write_curve(directory, rows)
     # Libraries that the task loaded now say what they run on; the commit is that of the start.
@@ -153,7 +154,13 @@ def _status_of(error: BaseException) -> str:
     return "interrupted" if isinstance(error, KeyboardInterrupt) else "crashed"
 
 
-def _sentence(error: BaseException) -> str:
+def _sentence(error: BaseException, record: store.Record) -> str:
+    """What ended the run; how every allocator words a lack of memory is in the log."""
+    metrics = record.metrics
+    if record.status == "oom" and metrics.get("failure_bytes") is not None:
+        held, cap = metrics["failure_bytes"] / 2**30, metrics.get("memory_cap_bytes")
+        limit = "" if cap is None else f" of the {cap / 2**30:.2f} GiB of task.memory_cap_gib"
+        return f"Out of memory in {metrics['failed_phase']} with {held:.2f} GiB{limit} in use."
     first = (str(error).strip().splitlines() or [""])[0]
     return f"{type(error).__name__}: {first}"[:500]
 

@@ -30,7 +30,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from harness import app, models, provenance, store
-from harness.audit.comparison import Shadow, prepared, training_gradients
+from harness.audit.comparison import REFERENCE, Shadow, prepared, training_gradients
 from harness.errors import UserError
 from harness.schema import OptimizerConfig, RunConfig, to_dict
 from harness.stam.beta1_figure import draw
@@ -123,6 +123,8 @@ def summarize(tensors: list[Row]) -> list[Row]:
 
 def write(config: RunConfig, steps: int, output: Path, command: str) -> list[Row]:
     """Measure, write both files into the folder `output`, return the summary."""
+    if config.optimizer.name != REFERENCE:
+        raise UserError(f"optimizer={config.optimizer.name} is not the reference; use {REFERENCE}.")
     gaussian, tensors = gaussian_momenta(steps), model_momenta(config)
     summary = summarize(tensors)
     output.mkdir(parents=True, exist_ok=True)

@@ -36,7 +36,7 @@ class STAMLite(AdaptiveMomentum):
     State of a parameter: `exp_avg` (m) in its shape and dtype, and 0-d, of the working dtype and
     on its device: `step` (t), `grad_mean` (M), `grad_sq` (Q), `beta1`, `bias_correction1` (1 - B).
     The working dtype is as for `STAM`. A step needs memory for one tensor of the largest
-    parameter's size in the working dtype (four where that is not the parameter's dtype), and reads
+    parameter's size in the working dtype (three where that is not the parameter's dtype), and reads
     nothing back from the device.
 
     Args:
@@ -91,12 +91,7 @@ class STAMLite(AdaptiveMomentum):
     def _update(self, bucket: Bucket) -> None:
         group = bucket.group
         eps = group["eps"]
-        sums = []
-        for index in range(len(bucket.params)):
-            gradient = bucket.gradient(index)
-            total = gradient.sum()
-            sums.append((total, gradient.mul_(gradient).sum()))
-        beta1, square = self._adapt(bucket, *bucket.means(sums))
+        beta1, square = self._adapt(bucket, *_gradient_means(bucket))
         weight1 = bucket.scalars("bias_correction1").mul_(beta1).add_(1 - beta1)
         bucket.keep(beta1=beta1, bias_correction1=weight1)
         size = -bucket.rate / ((weight1 + eps) * (square.sqrt() + eps))
@@ -127,3 +122,13 @@ class STAMLite(AdaptiveMomentum):
         adapted = adapted_beta1(base, group["adapt_strength"], ratio, ratio.isfinite())
         due = (step - 1).remainder(group["beta1_update_interval"]) == 0
         return torch.where(due, adapted, bucket.scalars("beta1")), second
+
+
+def _gradient_means(bucket: Bucket) -> tuple[Tensor, Tensor]:
+    """Mean and mean square (n,) of the gradients; the copies it works on end with it."""
+    sums = []
+    for index in range(len(bucket.params)):
+        gradient = bucket.gradient(index)
+        total = gradient.sum()
+        sums.append((total, gradient.mul_(gradient).sum()))
+    return bucket.means(sums)

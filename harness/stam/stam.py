@@ -40,8 +40,8 @@ class STAM(AdaptiveMomentum):
     `beta1` (that of the last step), `bias_correction1` (1 - B). The working dtype is float64 for
     float64 parameters, float32 for all others, whose state is rounded to nearest when stored: in
     bfloat16 a v with beta2 of 0.999 hardly falls, as with `torch.optim.AdamW`. A step needs memory
-    for two tensors of the largest parameter's size in the working dtype (five where that is not
-    the parameter's dtype), and reads nothing back from the device.
+    for one tensor of the largest parameter's size in the working dtype (four where that is not the
+    parameter's dtype), and reads nothing back from the device.
 
     Args:
         params: parameters, named parameters or groups, as for `torch.optim.AdamW`; float16,
