@@ -136,7 +136,13 @@ double advanced(double stored, double value, double weight) {
 }
 
 // ---------------------------------------------------------------------------------------------
-// Threads: started for each phase of a wave; their end is the barrier
+// Threads: those of OpenMP where torch runs on it, else started for each phase of a wave
+
+// `void GOMP_parallel(void (*)(void*), void*, unsigned threads, unsigned flags)`, part of the binary
+// interface of GNU's and LLVM's OpenMP. The threads that computed the gradients wait in their
+// pool for a while, busily: threads beside them would have to share their processors.
+using Pool = void (*)(void (*)(void*), void*, unsigned, unsigned);
+Pool pool = nullptr;
 
 class Team {
  public:
@@ -144,21 +150,21 @@ class Team {
 
   // Run `body(thread)` on all threads; an exception of one is reported by returning false.
   bool run(const std::function<void(int)>& body) {
-    auto guarded = [&](int thread) {
-      try {
-        body(thread);
-      } catch (...) {
-        failed_ = true;
-      }
-    };
+    body_ = &body;
+    next_ = 0;
+    if (pool && threads_ > 1) {
+      pool([](void* team) { static_cast<Team*>(team)->join_in(); }, this,
+           static_cast<unsigned>(threads_), 0);
+      return !failed_;
+    }
     std::vector<std::thread> others;
     try {
       others.reserve(threads_ - 1);
-      for (int t = 1; t < threads_; ++t) others.emplace_back(guarded, t);
+      for (int t = 1; t < threads_; ++t) others.emplace_back([this] { join_in(); });
     } catch (...) {
       // Fewer threads than asked for do the same work: they take tiles from one counter.
     }
-    guarded(0);
+    join_in();
     for (auto& thread : others) thread.join();
     return !failed_;
   }
@@ -166,7 +172,17 @@ class Team {
   int threads() const { return threads_; }
 
  private:
+  void join_in() {
+    try {
+      (*body_)(next_++);
+    } catch (...) {
+      failed_ = true;
+    }
+  }
+
   int threads_;
+  const std::function<void(int)>* body_ = nullptr;
+  std::atomic<int> next_{0};
   std::atomic<bool> failed_{false};
 };
 
@@ -698,6 +714,9 @@ bool run(const Task* tasks, std::int64_t count, int phase, std::int64_t* bins, i
 }  // namespace
 
 extern "C" {
+
+// Share the threads of an OpenMP that is loaded already; `parallel` is its GOMP_parallel or null.
+void gefen_use_pool(void* parallel) { pool = reinterpret_cast<Pool>(parallel); }
 
 // Bytes of a Task, for the caller to compare with its own idea of it.
 std::int64_t gefen_task_bytes() { return sizeof(Task); }

@@ -66,7 +66,19 @@ def _load(path: Path) -> ctypes.CDLL:
         *(ctypes.c_void_p, ctypes.c_int),
     ]
     loaded.gefen_run.restype = ctypes.c_int
+    loaded.gefen_use_pool.argtypes = [ctypes.c_void_p]
+    loaded.gefen_use_pool.restype = None
+    loaded.gefen_use_pool(_parallel_region())
     return loaded
+
+
+def _parallel_region() -> int | None:
+    """The address of the OpenMP entry that torch's own threads are reached by, if there is one."""
+    try:
+        entry = ctypes.CDLL(None).GOMP_parallel
+    except (AttributeError, OSError, TypeError):  # another OpenMP or none; TypeError on Windows
+        return None
+    return ctypes.cast(entry, ctypes.c_void_p).value
 
 
 def _cached() -> Path:
