@@ -3,6 +3,7 @@
 Importing this module needs neither torch nor transformers; building a model does.
 """
 
+import logging as standard_logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,16 +17,21 @@ from harness.schema import ModelConfig
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
     from transformers import PretrainedConfig, PreTrainedModel
 
 
 @dataclass(frozen=True)
 class ParameterSpec:
-    """Name, shape and `requires_grad` of one parameter; a tied one appears once."""
+    """Name, shape and `requires_grad` of one parameter; a tied one appears once.
+
+    `head_size` is that of the model's attention, in elements; None where it is not known.
+    """
 
     name: str
     shape: tuple[int, ...]
     trainable: bool
+    head_size: int | None = None
 
 
 def check(config: ModelConfig) -> None:
@@ -102,9 +108,26 @@ def meta_shapes(config: ModelConfig, vocab_size: int) -> list[ParameterSpec]:
 
     with torch.device("meta"):
         model = untrained_model(config, vocab_size)
+    return specs_of(model)
+
+
+def specs_of(model: "nn.Module") -> list[ParameterSpec]:
+    """Every distinct parameter of a model that exists, in its order."""
+    head_size = head_size_of(model)
     return [
-        ParameterSpec(name, tuple(p.shape), p.requires_grad) for name, p in model.named_parameters()
+        ParameterSpec(name, tuple(p.shape), p.requires_grad, head_size)
+        for name, p in model.named_parameters()
     ]
+
+
+def head_size_of(model: "nn.Module") -> int | None:
+    """Elements of one attention head by the model's configuration, None where it has none."""
+    config = getattr(model, "config", None)
+    size = getattr(config, "head_dim", None)
+    heads = getattr(config, "num_attention_heads", None)
+    if size is None and heads:
+        size = getattr(config, "hidden_size", 0) // heads or None
+    return size
 
 
 def untrained_model(
@@ -191,11 +214,15 @@ def _quiet() -> Iterator[None]:
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    disabled = standard_logging.root.manager.disable
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    # It imports torchao where that is installed, which tells of the GPU kernels it cannot load.
+    standard_logging.disable(standard_logging.WARNING)
     try:
         yield
     finally:
+        standard_logging.disable(disabled)
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()

@@ -27,9 +27,13 @@ operations (GPT-2's norms and tanh) in float32. For mixtures of experts, rows fo
 per token, however the router spreads them.
 """
 
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import astuple, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
+from unittest.mock import patch
 
 from harness.models import untrained_model
 from harness.planner.live import LiveStorages, Peaks
@@ -100,13 +104,28 @@ def _trace(shape: tuple[tuple[str, Any], ...], layers: int, kind: Pass) -> dict[
             model.activation_checkpointing_enable()
         live = LiveStorages(model)
         _mark_parts(model, layers, live)
-        with live:
+        with live, _whole_sequences(model):
             ids = torch.zeros(kind.micro_batch, kind.seq_len, dtype=torch.int64)
             mixed = kind.precision == "bf16_mixed"
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
                 loss = model(input_ids=ids, labels=ids).loss
             loss.backward()
     return {part: live.peaks.get(part, Peaks()) for part in (*_PARTS, "middle")}
+
+
+@contextmanager
+def _whole_sequences(model: "nn.Module") -> Iterator[None]:
+    """No attention mask, as training on whole sequences takes none.
+
+    transformers finds that out from the values of the positions, which fake tensors do not have;
+    it would then make a mask of tokens x tokens in every layer, and repeat grouped keys and values.
+    """
+    with ExitStack() as stack:
+        for module in {sys.modules[type(part).__module__] for part in model.modules()}:
+            for name in ("create_causal_mask", "create_sliding_window_causal_mask"):
+                if hasattr(module, name):
+                    stack.enter_context(patch.object(module, name, lambda *_, **__: None))
+        yield
 
 
 def _mark_parts(model: "nn.Module", layers: int, live: LiveStorages) -> None:

@@ -63,7 +63,8 @@ def elements(specs: Sequence[ParameterSpec]) -> int:
 def shard(specs: Sequence[ParameterSpec], ranks: int) -> list[ParameterSpec]:
     """The largest parts when every tensor is cut along dimension 0, as FSDP2 cuts them."""
     return [
-        ParameterSpec(s.name, (-(-s.shape[0] // ranks), *s.shape[1:]), s.trainable) for s in specs
+        ParameterSpec(s.name, (-(-s.shape[0] // ranks), *s.shape[1:]), s.trainable, s.head_size)
+        for s in specs
     ]
 
 

@@ -126,7 +126,9 @@ def check_text(comparisons: list[Comparison]) -> str:
                 f"{within} of {judged} judged cells are within {STATE_TOLERANCE:.1%} for the "
                 f"state and, for the peak, {PEAK_TOLERANCE['cuda']:.0%} on CUDA or "
                 f"{PEAK_TOLERANCE['cpu']:.0%} of the increment on a CPU from "
-                f"{LEAST_CPU_BYTES / 1e6:.0f} MB on. Error = (planned - measured) / measured."
+                f"{LEAST_CPU_BYTES / 1e6:.0f} MB on. Error = (planned - measured) / measured. "
+                "The plan counts tensors; a process on a CPU also keeps the holes of its heap "
+                "(harness.planner.check)."
             ),
         ]
     )

@@ -1,0 +1,203 @@
+"""gefen-plan: bytes of a rank, cards, the reverse question, records, and the command line."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness import store
+from harness.models import ParameterSpec
+from harness.planner import check, limits, memory, plan
+from harness.planner.app import main
+from harness.planner.config import GIB, PlanConfig, build, size, split
+from harness.planner.live import Peaks
+
+RESULTS = Path(__file__).parents[2] / "results/reproduce_full"
+TINY = ("model=gpt2_tiny", "seq_len=64", "precision=fp32", "headroom_gib=0")
+
+
+def tiny(*words: str) -> PlanConfig:
+    return build(split([*TINY, *words]))
+
+
+def test_bytes_of_gpt2_are_those_of_its_published_size() -> None:
+    config = build(split(["model=gpt2_124m", "optimizer=adamw"]))
+    specs, peaks = plan.parameter_specs(config), Peaks(300, 200, 100)
+    one = memory.estimate(config, config.optimizers[0], specs, peaks, memory.ONE)
+    assert one.parameter_bytes == one.gradient_bytes == 4 * 124_439_808
+    assert one.optimizer_state_bytes == 8 * 124_439_808 + 4 * 148  # a step for each tensor
+    assert one.forward_backward_peak_bytes == 12 * 124_439_808 + 4 * 148 + 300
+    assert one.step_peak_bytes == one.peak_bytes == 16 * 124_439_808 + 4 * 148
+    ddp = memory.estimate(config, config.optimizers[0], specs, peaks, memory.DDP)
+    assert ddp.peak_bytes == one.peak_bytes + 4 * 124_439_808
+    pure = replace(config, precision="bf16_pure")
+    half = memory.estimate(pure, config.optimizers[0], specs, peaks, memory.ONE)
+    assert half.peak_bytes == 8 * 124_439_808 + 4 * 148
+
+
+def test_accumulation_keeps_all_gradients_beside_activations() -> None:
+    config = tiny("optimizer=adamw", "grad_accumulation=2")
+    specs, peaks = plan.parameter_specs(config), Peaks(3000, 2000, 1000)
+    item = memory.estimate(config, config.optimizers[0], specs, peaks, memory.ONE)
+    assert item.optimizer_state_bytes is not None
+    held = item.parameter_bytes + item.optimizer_state_bytes + item.gradient_bytes
+    assert item.forward_backward_peak_bytes == held + 2000
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 8, 64])
+def test_shards_are_the_chunks_that_torch_cuts(ranks: int) -> None:
+    specs = plan.parameter_specs(tiny())
+    for spec, part in zip(specs, memory.shard(specs, ranks), strict=True):
+        assert part.shape == torch.empty(spec.shape, device="meta").chunk(ranks)[0].shape
+
+
+def test_fsdp_gathers_the_root_and_two_layers() -> None:
+    shapes = {"wte": (10, 4), "h.0.w": (4, 4), "h.0.b": (4,), "h.1.w": (4, 4), "h.1.b": (4,)}
+    specs = [ParameterSpec(name, shape, True) for name, shape in shapes.items()]
+    config = tiny("optimizer=adamw")
+    item = memory.estimate(config, config.optimizers[0], specs, Peaks(9, 7, 5), memory.FSDP, 2)
+    # Parameters of the root and two layers, gradients of the root and one, in float32.
+    assert item.communication_bytes == 4 * (2 * 40 + 3 * 20)
+    held = 5 * 4 + 2 * 4 + 2 + 2 * 4 + 2
+    assert item.parameter_bytes == 4 * held
+    assert item.optimizer_state_bytes == 8 * held + 4 * 5
+    assert item.forward_backward_peak_bytes == 16 * held + 20 + item.communication_bytes + 5
+
+
+def test_cards_are_the_fewest_that_take_it() -> None:
+    config = build(split(["model=llama3_8b", "optimizer=adamw", "seq_len=1024"]))
+    (adamw,) = config.optimizers
+    answer = plan.plan(config)
+    assert answer.parameters == 8_030_261_248
+    for fit in answer.fits:
+        if fit.cards is not None:
+            again, bytes_ = fit.checkpointing, fit.card_gib * GIB
+            assert plan.peak_within(config, adamw, fit.cards, again, bytes_) is not None
+            fewer = fit.cards - 1
+            assert not fewer or plan.peak_within(config, adamw, fewer, again, bytes_) is None
+    cards = {(fit.card_gib, fit.checkpointing): fit.cards for fit in answer.fits}
+    # 16 bytes a parameter are 120 GiB: one card of 141, and of no smaller size.
+    assert cards[141, True] == 1
+    assert (cards[80, True] or 0) >= 2
+
+
+def test_state_that_gradients_decide_gives_no_peak() -> None:
+    config = tiny("optimizer=gefen")
+    config.optimizers[0].options["second_moment"] = "peak"
+    item = plan.estimate(config, config.optimizers[0])
+    assert (item.optimizer_state_bytes, item.peak_bytes) == (None, None)
+    assert all(fit.cards is None for fit in plan.plan(config).fits)
+
+
+@pytest.mark.parametrize("edge", [1, 2, 3, 15, 16, 17, 100, 999, 1000])
+def test_bisection_finds_the_edge_within_a_sixteenth(edge: int) -> None:
+    found = limits.bisect(lambda n: n <= edge, 1, 1000)
+    assert found is not None
+    assert found <= edge < found + max(1, found // 16)
+    assert limits.bisect(lambda n: False, 1, 1000) is None
+
+
+def test_largest_micro_batch_fits_and_a_larger_one_does_not() -> None:
+    config, room = tiny("optimizer=adamw"), 24 * 2**20
+    (plain, again) = limits.largest_micro_batch(config, room)
+    assert isinstance(plain.value, int)
+    assert isinstance(again.value, int)
+    assert plain.peak_bytes is not None
+    assert plain.peak_bytes <= room
+    more = replace(config, micro_batch=math.ceil(plain.value * 1.0625) + 1)
+    assert plan.peak_within(more, config.optimizers[0], 1, False, room) is None
+    short = tiny("optimizer=adamw", "model.max_positions=8", "seq_len=8")
+    assert [item.value for item in limits.largest_seq_len(short, 2**40)] == [8, 8]
+
+
+def test_every_published_record_is_predicted() -> None:
+    """State within its tolerance; tensors alone are never more than the process really took."""
+    found = check.compare_all(RESULTS)
+    assert len(found) == 11
+    for item in found:
+        assert abs(item.state_error or 0) <= check.STATE_TOLERANCE
+        assert item.peak_error is not None
+        assert -0.3 < item.peak_error < 0.02
+
+
+@pytest.mark.parametrize(
+    ("state", "peak", "verdict"),
+    [(1.0, 1.0, "ok"), (1.02, 1.0, "state off"), (1.0, 1.3, "peak off"), (1.0, 0.8, "peak off")],
+)
+def test_verdicts(state: float, peak: float, verdict: str) -> None:
+    config = build(split(["model=gpt2_124m", "optimizer=adamw", "seq_len=16", "precision=fp32"]))
+    item = plan.estimate(config, config.optimizers[0])
+    assert item.optimizer_state_bytes is not None
+    assert item.peak_bytes is not None
+    values = json.loads(next(RESULTS.glob("cells/*/record.json")).read_text())
+    record = store.Record.from_dict(values)
+    record.config |= {"seq_len": 16, "micro_batch": 1, "precision": "fp32"}
+    record.config["optimizer"] = {"name": "adamw", "options": {"fused": True}}
+    record.config["model"] = vars(config.model)
+    record.metrics |= {
+        "optimizer_state_bytes": int(state * item.optimizer_state_bytes),
+        "peak_bytes": int(peak * item.peak_bytes),
+        "memory_method": "vmhwm",
+    }
+    assert check.compare(record).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["model=nothing"], "allowed: gpt2_124m"),
+        ([*TINY, "optimizer=sgd"], "optimizer=sgd is not known; allowed: "),
+        ([*TINY, "seq_len=0"], "seq_len=0"),
+        ([*TINY, "seq_len=300"], "256 positions"),
+        ([*TINY, "precision=int4"], "fp32, bf16_mixed, bf16_pure"),
+        ([*TINY, "batch=3"], "keys: model, optimizer"),
+        ([*TINY, "model.width=3"], "hidden_size"),
+        (["gpt2_tiny"], "is not key=value"),
+        ([], "Give model=NAME"),
+        (["--fits", "much", "model=gpt2_tiny"], "24GiB"),
+        (["--fits", "24GiB"], "family=NAME or model=NAME"),
+        (["--fits", "24GiB", "family=bert"], "allowed: gpt2"),
+        (["family=gpt2"], "--fits"),
+        (["--check", "/nowhere"], "no folder"),
+    ],
+)
+def test_a_mistake_is_one_sentence(
+    words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert sentence in printed.err
+    assert printed.err.startswith("gefen-plan: ")
+    assert printed.err.count("\n") == 1
+
+
+def test_table_and_json_say_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*TINY, "optimizer=adamw,gefen", "shards=2"]
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    assert main([*words, "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert f"{values['parameters']:,} parameters" in text
+    assert [item["optimizer"] for item in values["estimates"]] == ["adamw"] * 2 + ["gefen"] * 2
+    assert text.count("fsdp x 2") == 4
+
+
+def test_the_largest_of_a_family(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--fits", "16GiB", "family=gpt2", "optimizer=adamw", "precision=fp32", "--json"]
+    assert main([*words, "seq_len=256"]) == 0
+    answers = json.loads(capsys.readouterr().out)["model"]
+    # 16 bytes a parameter: 774M are 11.5 GiB, 1558M are 23 GiB.
+    assert [answer["value"] for answer in answers] == ["gpt2_774m"] * 2
+
+
+def test_sizes() -> None:
+    assert [size(text) for text in ("24GiB", "80GB", "512 MiB", "1.5")] == [
+        24 * 2**30,
+        80 * 10**9,
+        512 * 2**20,
+        3 * 2**29,
+    ]
