@@ -21,6 +21,7 @@ from harness import flags, store, studies, sweep
 from harness.composing import Composer, typed
 from harness.errors import UserError
 from harness.groups import configs_dir
+from harness.optimizers import listing
 from harness.planning import Known, Plan, Request
 from harness.schema import RunConfig
 from harness.search import Fixed
@@ -63,6 +64,9 @@ def _stop(number: int, frame: FrameType | None) -> None:
 def _run() -> int:
     register_schema()
     sys.argv[1:], described = flags.translate(sys.argv[1:])
+    if "optimizer=list" in described:
+        print(listing.table())
+        return 0
     requests: list[Request] = []
     runs: list[RunConfig] = []
     mistakes: list[UserError] = []

@@ -29,6 +29,10 @@ class OptimizerEntry:
             None where gradients decide it, so that it is not known in advance.
         flops: closed form of the floating-point operations of one step, from the trainable
             parameters; None where it is not known, or returned where gradients decide it.
+        betas: how many numbers `OptimizerConfig.betas` has.
+        check: answers what else a user can get wrong, such as files that are not there, with
+            UserError; imports no optimizer library.
+        preload: imports what no module of `imports` names, before a memory baseline.
         step_transient_bytes: closed form of the temporary bytes of a step, arguments as those of
             `state_bytes`; None where it is not known, or returned for settings where it is not.
         prepare: builds what is compiled once a machine and returns the seconds that took; None
@@ -48,3 +52,6 @@ class OptimizerEntry:
     step_transient_bytes: (
         Callable[[OptimizerConfig, Sequence[ParameterSpec], int], int | None] | None
     ) = None
+    betas: int = 2
+    check: Callable[[OptimizerConfig], None] | None = None
+    preload: Callable[[OptimizerConfig], None] | None = None

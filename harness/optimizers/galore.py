@@ -34,7 +34,7 @@ _RANK_SHARE = 4
 _DIRECTION_FLOPS = AVERAGE_FLOPS + SQUARE_AVERAGE_FLOPS + 3  # both moments, m / (sqrt(v) + eps)
 
 
-def _rank(config: OptimizerConfig, named_shapes: Iterable[tuple[str, Sequence[int]]]) -> int:
+def rank_of(config: OptimizerConfig, named_shapes: Iterable[tuple[str, Sequence[int]]]) -> int:
     """The `rank` option; null is a quarter of the hidden size.
 
     The hidden size is the longest of the hidden matrices' shorter sides: every block has a square
@@ -52,7 +52,7 @@ def _build(model: "nn.Module", config: OptimizerConfig) -> "Optimizer":
 
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     projection: dict[str, Any] = {
-        "rank": _rank(config, ((name, p.shape) for name, p in named)),
+        "rank": rank_of(config, ((name, p.shape) for name, p in named)),
         **{key: config.options.get(key, value) for key, value in _PROJECTION.items()},
         "projection_type": "std",
     }
@@ -74,7 +74,7 @@ def _build(model: "nn.Module", config: OptimizerConfig) -> "Optimizer":
     return optimizer
 
 
-def _state_bytes(
+def projected_bytes(
     config: OptimizerConfig, specs: Sequence[ParameterSpec], parameter_bytes: int
 ) -> int:
     """For an m x n hidden matrix with m <= n and r = min(rank, m): m r + 2 n r elements.
@@ -82,7 +82,7 @@ def _state_bytes(
     Those are the projection and two projected moments; every other tensor has two full moments.
     All in the parameter's dtype; step counts are Python numbers.
     """
-    rank = _rank(config, ((spec.name, spec.shape) for spec in specs))
+    rank = rank_of(config, ((spec.name, spec.shape) for spec in specs))
     total = 0
     for spec in specs:
         if is_hidden_matrix(spec.name, spec.shape):
@@ -101,7 +101,7 @@ def _flops(config: OptimizerConfig, specs: Sequence[ParameterSpec]) -> int:
     edition, figure 8.6.1, R-SVD of a thin matrix), spread over `update_proj_gap` steps. Every
     other element takes 12. And the decay. Counted from algorithm 2 of the source.
     """
-    rank = _rank(config, ((spec.name, spec.shape) for spec in specs))
+    rank = rank_of(config, ((spec.name, spec.shape) for spec in specs))
     gap = int(config.options.get("update_proj_gap", _PROJECTION["update_proj_gap"]))
     total = decay_flops(config, specs)
     for spec in specs:
@@ -123,6 +123,6 @@ ENTRY = OptimizerEntry(
     imports=("pytorch_optimizer",),
     options=frozenset({"rank", "foreach", *_PROJECTION}),
     build=_build,
-    state_bytes=_state_bytes,
+    state_bytes=projected_bytes,
     flops=_flops,
 )

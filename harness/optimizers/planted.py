@@ -6,11 +6,16 @@ configurations lie apart: `gefen-bench optimizer=planted/bloat`.
 
 - `planted_bloat` holds twice the bytes that its closed form states;
 - `planted_worse` takes shorter steps than its learning rate says, and so ends at a higher loss;
-- `planted_slow` takes a multiple of AdamW's time for each step and computes the same.
+- `planted_slow` takes a multiple of AdamW's time for each step and computes the same;
+- `planted_hidden` keeps its moments where `optimizer.state` does not show them and states, counts
+  and saves the step's number alone.
+
+With `rate_share` or `slowdown` 1.0 there is no fault left: a control, which must not be refuted.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from harness.optimizers import adamw
@@ -22,9 +27,12 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim import AdamW
 
+    from harness.models import ParameterSpec
+
     Build = Callable[[nn.Module, OptimizerConfig], AdamW]
 
 _SPARE = "spare"
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 _ADAMW_OPTIONS = adamw.ENTRY.options
 
 
@@ -102,6 +110,31 @@ def _slow(slowdown: float) -> "type[AdamW]":
     return SlowAdamW
 
 
+def _hidden() -> "type[AdamW]":
+    """AdamW whose moments lie in an attribute of its own except while it steps."""
+    import torch
+
+    class HiddenAdamW(torch.optim.AdamW):
+        """AdamW that shows no moments; a checkpoint holds none, so a resumed run starts anew."""
+
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            self.hidden: dict[torch.Tensor, dict[str, torch.Tensor]] = {}
+
+        def step(self, closure: Any = None) -> Any:
+            for parameter, shown in self.state.items():
+                if parameter in self.hidden:
+                    shown |= self.hidden[parameter]
+                else:
+                    shown.clear()  # loaded without moments: AdamW makes all of it again
+            loss = super().step(closure)
+            for parameter, shown in self.state.items():
+                self.hidden[parameter] = {name: shown.pop(name) for name in _MOMENTS}
+            return loss
+
+    return HiddenAdamW
+
+
 def _construct(
     kind: "type[AdamW]", model: "nn.Module", config: OptimizerConfig, fault: str | None = None
 ) -> "AdamW":
@@ -118,6 +151,15 @@ def _construct(
 
 def _build_bloat(model: "nn.Module", config: OptimizerConfig) -> "AdamW":
     return _construct(_bloated(), model, config)
+
+
+def _build_hidden(model: "nn.Module", config: OptimizerConfig) -> "AdamW":
+    return _construct(_hidden(), model, config)
+
+
+def _step_bytes(config: OptimizerConfig, specs: "Sequence[ParameterSpec]", itemsize: int) -> int:
+    """What `planted_hidden` says it holds: the float32 number of the step of each tensor."""
+    return 4 * len(specs)
 
 
 def _build_worse(model: "nn.Module", config: OptimizerConfig) -> "AdamW":
@@ -156,5 +198,9 @@ ENTRIES = (
         "Test instrument: a multiple of AdamW's time for each step.",
         _build_slow,
         "slowdown",
+    ),
+    replace(
+        _entry("planted_hidden", "Test instrument: moments outside its state.", _build_hidden),
+        state_bytes=_step_bytes,
     ),
 )

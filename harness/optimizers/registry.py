@@ -1,12 +1,30 @@
 """Find, check, build and size an optimizer by its name."""
 
+import importlib
 import importlib.util
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from harness.errors import UserError
 from harness.models import ParameterSpec
-from harness.optimizers import adamw, adamw8bit, galore, gefen, gefen_ablation, lion, planted, stam
+from harness.optimizers import (
+    adafactor,
+    adam_mini,
+    adamw,
+    adamw8bit,
+    adan,
+    apollo,
+    galore,
+    gefen,
+    gefen_ablation,
+    lamb,
+    lion,
+    muon,
+    planted,
+    published,
+    stam,
+    torchao_adamw,
+)
 from harness.optimizers.entry import OptimizerEntry
 from harness.schema import OptimizerConfig
 
@@ -14,11 +32,16 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
+_COUNTS = {0: "empty: it has none,", 2: "two numbers", 3: "three numbers"}
+
 
 def entries() -> dict[str, OptimizerEntry]:
     """All optimizers by name, the reference first; `instruments` are not among them."""
-    families = (adamw, adamw8bit, galore, gefen, gefen_ablation, lion)
-    found = (*(family.ENTRY for family in families), *stam.ENTRIES)
+    single = [adamw, adamw8bit, galore, gefen, gefen_ablation, lamb, adan]
+    single += [adafactor, muon, adam_mini]
+    several = (lion, apollo, torchao_adamw, stam, published)
+    found = [family.ENTRY for family in single]
+    found += [entry for family in several for entry in family.ENTRIES]
     return {entry.name: entry for entry in found}
 
 
@@ -57,13 +80,25 @@ def check(config: OptimizerConfig) -> None:
         )
     if not config.lr > 0:
         raise UserError(f"optimizer.lr={config.lr} must be above 0.")
-    if len(config.betas) != 2 or not all(0 <= beta < 1 for beta in config.betas):
-        raise UserError(f"optimizer.betas={config.betas} must be two numbers in [0, 1).")
+    if len(config.betas) != entry.betas or not all(0 <= beta < 1 for beta in config.betas):
+        count = _COUNTS[entry.betas]
+        raise UserError(f"optimizer.betas={config.betas} must be {count} in [0, 1).")
     if config.eps < 0 or config.weight_decay < 0:
         raise UserError(
             f"optimizer.eps={config.eps} and optimizer.weight_decay={config.weight_decay} "
             "must not be negative."
         )
+    if entry.check is not None:
+        entry.check(config)
+
+
+def preload(config: OptimizerConfig) -> None:
+    """Import all code that building and stepping the optimizer runs. UserError as `check`."""
+    entry = find(config.name)
+    for module in entry.imports:
+        importlib.import_module(module)
+    if entry.preload is not None:
+        entry.preload(config)
 
 
 def build_optimizer(model: "nn.Module", config: OptimizerConfig) -> "Optimizer":
