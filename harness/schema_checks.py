@@ -58,6 +58,12 @@ def _validate_sizes(config: RunConfig) -> None:
             f"task.eval_tokens={config.task.eval_tokens} is less than one sequence; choose at "
             f"least seq_len={config.seq_len}."
         )
+    final = config.task.final_eval_tokens
+    if final is not None and final < config.task.eval_tokens:
+        raise UserError(
+            f"task.final_eval_tokens={final} is less than task.eval_tokens="
+            f"{config.task.eval_tokens}, which every evaluation reads; choose at least as many."
+        )
     for key in ("seed", "model_seed", "data_seed"):
         _at_least(key, getattr(config, key) or 0, 0)
     if config.threads is not None:

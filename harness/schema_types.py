@@ -83,7 +83,8 @@ class TaskConfig:
     """What a cell does: `pretrain` trains; `memory` counts bytes and times optimizer steps.
 
     The learning rate warms up linearly over `warmup_steps`, then follows a cosine down to
-    `min_lr_ratio` x peak at `steps`. Evaluation reads `eval_tokens` tokens of `eval_split`.
+    `min_lr_ratio` x peak at `steps`. Evaluation reads `eval_tokens` tokens of `eval_split`,
+    the last one of a run, which verdicts rest on, `final_eval_tokens` (null: as many).
     `memory_cap_gib` imitates a smaller machine: a run that needs more GiB ends as oom (CUDA: what
     the process may reserve; CPU: what it may add to itself after its imports); null for no cap.
     """
@@ -95,6 +96,7 @@ class TaskConfig:
     grad_clip: float = 1.0
     eval_every_steps: int = 50
     eval_tokens: int = 65536
+    final_eval_tokens: int | None = None
     eval_split: str = "validation"
     log_every_steps: int = 10
     checkpoint_every_steps: int = 100

@@ -159,10 +159,7 @@ class Setup:
         }
 
     def _specs(self) -> list[models.ParameterSpec]:
-        return [
-            models.ParameterSpec(name, tuple(p.shape), p.requires_grad)
-            for name, p in self.model.named_parameters()
-        ]
+        return models.specs_of(self.model)
 
 
 def _prepare(config: RunConfig, job: dict[str, Any], facts: Facts) -> data.Corpus:
@@ -186,11 +183,8 @@ def _import_everything(config: RunConfig) -> None:
     Libraries differ in what they load with them; without this the baseline would differ too.
     """
     family = config.model.family
-    for package in (
-        *optimizers.find(config.optimizer.name).imports,
-        "torch._dynamo",
-        f"transformers.models.{family}.modeling_{family}",
-    ):
+    optimizers.preload(config.optimizer)
+    for package in ("torch._dynamo", f"transformers.models.{family}.modeling_{family}"):
         importlib.import_module(package)
     # Large enough to start the threads of OpenMP, whose stacks are no memory of the cell.
     torch.ones(1 << 18).add_(1)

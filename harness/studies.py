@@ -1,6 +1,8 @@
 """Reads a study: its parts of fixed overrides, sweeps and searches become cells to plan."""
 
+import functools
 import itertools
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from harness.schema import StudyConfig
 from harness.search import Point, Search
 from harness.search_config import build, searched_keys
 
-PART_KEYS = ("overrides", "sweep", "tuned", "variants", "search")
+PART_KEYS = ("overrides", "sweep", "tuned", "variants", "search", "alternate")
 VARIANT_KEYS = ("optimizer", "options", "rate_of", "sweep")
 
 
@@ -37,7 +39,9 @@ def searches(study: StudyConfig, name: str, extra: list[str]) -> list[Search]:
     A part has `overrides` (key: value), `sweep` (key: list of values; the product is taken),
     `variants`, `tuned` (where each optimizer's learning rate comes from: a name in configs/tuned,
     or the folder of a finished tuning study, as runs/tune) and `search` (see
-    `harness.search_config`). `extra` are the command line's overrides.
+    `harness.search_config`). With `alternate: true` every second point of the sweep runs the
+    variants last to first, as a comparison of times needs it. `extra` are the command line's
+    overrides.
 
     `variants` maps a name, under which reports list the cells, to an optimizer in some
     configuration. Each variant may have `optimizer` (a file in configs/optimizer; by default the
@@ -56,8 +60,9 @@ def _points(part: str, content: dict[str, Any], fixed: Point) -> list[Point]:
     """The product of a part's sweep and variants."""
     points = []
     fixed = {**fixed, **(content.get("overrides") or {})}
-    for swept in _product(content.get("sweep") or {}):
-        for rate_of, chosen in _variants(content.get("variants")):
+    for turn, swept in enumerate(_product(content.get("sweep") or {})):
+        backwards = content.get("alternate", False) and turn % 2 == 1
+        for rate_of, chosen in list(_variants(content.get("variants")))[:: -1 if backwards else 1]:
             cell = {**fixed, **swept, **chosen}
             if content.get("tuned"):
                 rate_of = rate_of or str(cell.get("optimizer"))
@@ -92,6 +97,8 @@ def _check_part(part: str, content: Any, extra: list[str]) -> None:
     variants = content.get("variants")
     if variants is not None and not (isinstance(variants, dict) and variants):
         raise UserError(f"{where}.variants={variants} must map names to optimizers.")
+    if not isinstance(content.get("alternate", False), bool):
+        raise UserError(f"{where}.alternate={content['alternate']} must be true or false.")
     searched: dict[str, Any] = {key: [] for key in searched_keys(where, content.get("search"))}
     _check_sweep(where, part, {**searched, **(content.get("sweep") or {})}, extra)
     for name, variant in (variants or {}).items():
@@ -130,7 +137,19 @@ def _rate(part: str, source: str, cell: Point, rate_of: str) -> float:
             f"{file} has no learning rate for optimizer {rate_of}; "
             f"it has {', '.join(sorted(winners))}."
         )
+    if winners[rate_of].get("edge_of_grid"):
+        _warn_of_edge(file, rate_of, float(winners[rate_of]["lr"]))
     return float(winners[rate_of]["lr"])
+
+
+@functools.cache
+def _warn_of_edge(file: str, rate_of: str, rate: float) -> None:
+    """Say once a command that a rate comes from an unfinished search."""
+    print(
+        f"WARNING: the rate of {rate_of} in {file}, {rate:.3g}, lies at the edge of the rates "
+        "that were tried; a better one may lie beyond.",
+        file=sys.stderr,
+    )
 
 
 def _winners(where: str, source: str, cell: Point) -> tuple[dict[str, Any], str]:

@@ -1,6 +1,5 @@
 """Runs planned cells one after another, says how far it is, and leaves a resumable study."""
 
-import fcntl
 import sys
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from harness.groups import configs_dir
 from harness.launcher import launch
 from harness.planning import CellList, Known, Plan
 from harness.provenance import utc_now
+from harness.study_file import write_study
 
 OnRecord = Callable[[store.Record], None]
 
@@ -71,7 +71,8 @@ class Sweep:
     def run(self, on_record: OnRecord | None = None) -> Outcome:
         """Run; KeyboardInterrupt loses nothing that was finished."""
         known = self._plan.known()
-        write_study(known.cells, self._command)
+        looked = utc_now()
+        write_study(known.cells, self._command, looked)
         self._estimator = Estimator(record_folders(known.cells) if self._progress else ())
         self._say(opening_line(known, self._estimator))
         while waiting := [cell for cell in known.cells if cell.id not in self._handled]:
@@ -79,7 +80,7 @@ class Sweep:
                 break
             before, known = known, self._plan.known()
             if len(known.cells) != len(before.cells):
-                write_study(known.cells, self._command)
+                write_study(known.cells, self._command, looked)
         return self._outcome
 
     def _handle(self, waiting: list[Cell], known: Known, on_record: OnRecord | None) -> bool:
@@ -187,37 +188,6 @@ def summary_line(record: store.Record) -> str:
     if metrics.get("final_eval_loss") is not None:
         parts.append(f"{metrics['eval_split']} loss {metrics['final_eval_loss']:.4f}")
     return ", ".join(parts)
-
-
-def write_study(cells: list[Cell], command: str) -> None:
-    """Write or extend `study.json` of each study among the cells; earlier cells stay listed."""
-    for directory in dict.fromkeys(cell.study_dir for cell in cells):
-        directory.mkdir(parents=True, exist_ok=True)
-        with (directory / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # two commands may extend one study at once
-            _write_study(directory, [c for c in cells if c.study_dir == directory], command)
-
-
-def _write_study(directory: Path, members: list[Cell], command: str) -> None:
-    study = members[0].config.study
-    earlier = store.read_study(directory) if (directory / store.STUDY_FILE).exists() else {}
-    # A study file lists its own cells; runs from the command line add to those before.
-    kept = [] if study.parts else earlier.get("cells", [])
-    new = [{"id": c.id, "part": c.config.part, "label": c.label} for c in members]
-    listed = {cell["id"]: cell for cell in (*kept, *new)}
-    store.write_study(
-        directory,
-        {
-            "name": study.name,
-            "title": study.title,
-            "description": study.description,
-            "demonstration": study.demonstration,
-            "claims": study.claims,
-            "command": command,
-            "created_utc": earlier.get("created_utc", utc_now()),
-            "cells": list(listed.values()),
-        },
-    )
 
 
 def dry_run(known: Known) -> str:

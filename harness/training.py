@@ -6,7 +6,8 @@ import math
 
 import torch
 
-from harness import checkpoint, data
+from harness import checkpoint
+from harness.evaluation import Evaluation, held_out_loss, tokens_read
 from harness.meters.stability import LossWatch, UpdateMeter
 from harness.meters.timing import Stopwatch, Total, frozen_gc, summarize
 from harness.schema import TaskConfig
@@ -74,9 +75,9 @@ class Run:
                 self._step()
                 self._after_step()
         self._read_meters()
-        diverged = self.watch.diverged or not math.isfinite(progress.evaluations[-1][1])
-        metrics = training_metrics(setup, progress, self.watch, diverged)
-        if diverged:
+        last = self._last_evaluation()
+        metrics = training_metrics(setup, progress, self.watch, last)
+        if last is None:
             error = f"The loss diverged by step {progress.step}."
             return Outcome("diverged", metrics, self._rows(), error)
         return Outcome("done", metrics, self._rows())
@@ -208,26 +209,27 @@ class Run:
             }
         )
 
-    @torch.no_grad()
     def _evaluate(self) -> None:
-        """Mean loss over the first `eval_tokens` tokens of the evaluation split."""
-        setup, config = self.setup, self.setup.config
-        setup.model.eval()
-        tokens = setup.corpus.tokens(self.task.eval_split)
-        total, sequences = 0.0, 0
-        with setup.facts.during("evaluation"):
-            for ids in data.evaluation_batches(
-                tokens, config.seq_len, config.micro_batch, self.task.eval_tokens
-            ):
-                total += len(ids) * float(setup.loss(torch.from_numpy(ids).to(setup.device)))
-                sequences += len(ids)
-        setup.model.train()
-        loss = total / sequences
-        self.progress.evaluations.append((self.progress.step, loss))
+        """A point of the curve: the loss over `eval_tokens`."""
+        found = held_out_loss(self.setup, self.task.eval_tokens)
+        self.progress.evaluations.append((self.progress.step, found.loss))
         self._record(
             {
-                "eval/loss": loss,
-                "eval/perplexity": perplexity(loss),
-                "eval/bits_per_byte": bits_per_byte(setup, loss),
+                "eval/loss": found.loss,
+                "eval/perplexity": perplexity(found.loss),
+                "eval/bits_per_byte": bits_per_byte(self.setup, found.loss),
             }
         )
+
+    def _last_evaluation(self) -> Evaluation | None:
+        """The loss over `final_eval_tokens` after the last step; None where the run diverged.
+
+        It is no point of the curve, whose points are comparable: all read the same text.
+        """
+        loss, wanted = self.progress.evaluations[-1][1], self.task.final_eval_tokens
+        if self.watch.diverged or not math.isfinite(loss):
+            return None
+        if wanted is None:
+            return Evaluation(loss, tokens_read(self.setup, self.task.eval_tokens))
+        last = held_out_loss(self.setup, wanted)
+        return last if math.isfinite(last.loss) else None

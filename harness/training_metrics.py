@@ -5,6 +5,8 @@ from dataclasses import asdict
 from typing import Any
 
 from harness.checkpoint import Progress
+from harness.crossing import first_crossing
+from harness.evaluation import Evaluation
 from harness.meters.stability import LossWatch
 from harness.meters.timing import summarize
 from harness.setup import Row, Setup
@@ -13,11 +15,14 @@ PEAK_PHASES = ("first_training_step", "training_step")
 
 
 def training_metrics(
-    setup: Setup, progress: Progress, watch: LossWatch, diverged: bool
+    setup: Setup, progress: Progress, watch: LossWatch, last: Evaluation | None
 ) -> dict[str, Any]:
-    """All metrics of the record; a run that diverged has no final loss."""
+    """All metrics of the record; a run that diverged has no final loss (`last` is None).
+
+    `best_eval_loss` is over the curve, which is read on `task.eval_tokens`.
+    """
     losses = [loss for _, loss in progress.evaluations]
-    final = math.nan if diverged else losses[-1]
+    final = math.nan if last is None else last.loss
     metrics = {**setup.facts.metrics, **setup.byte_metrics()}
     return {
         **metrics,
@@ -34,6 +39,7 @@ def training_metrics(
         "final_eval_perplexity": perplexity(final),
         "final_eval_bits_per_byte": bits_per_byte(setup, final),
         "eval_split": setup.config.task.eval_split,
+        "final_eval_tokens": None if last is None else last.tokens,
         "final_train_loss": progress.losses[-1],
         **_times(progress),
         **_target(progress, setup.config.task.target_loss),
@@ -51,6 +57,7 @@ def partial_metrics(setup: Setup, progress: Progress, watch: LossWatch) -> dict[
 def _progress_metrics(setup: Setup, progress: Progress, watch: LossWatch) -> dict[str, Any]:
     """How far the run came, and what its meters say.
 
+    `loss_spikes_from_step` is the first step (0-based, as in `loss_spikes`) that could count.
     `largest_update_rms` is over logged steps alone, by `UpdateMeter`. `meter_seconds` are spent in
     meters, logging and the loss watch outside the timed parts of a step, over the whole run; a
     resumed run has those of both processes. `energy_joules` cover the loop with its evaluations.
@@ -67,6 +74,7 @@ def _progress_metrics(setup: Setup, progress: Progress, watch: LossWatch) -> dic
         "energy_joules": progress.energy_joules,
         "energy_method": setup.energy.method if progress.energy_joules is not None else None,
         "loss_spikes_total": watch.spikes_total,
+        "loss_spikes_from_step": watch.counts_from,
         "loss_spikes": [asdict(spike) for spike in watch.spikes],
         "largest_update_rms": progress.largest_update_rms,
         "nonfinite_gradients_total": progress.nonfinite_gradients_total,
@@ -114,8 +122,12 @@ def _times(progress: Progress) -> dict[str, float]:
 
 
 def _target(progress: Progress, target: float | None) -> dict[str, float | None]:
-    """Tokens and seconds at the first evaluation at or below `target` (null: never)."""
-    for _, tokens, seconds, key, value in progress.rows:
-        if target is not None and key == "eval/loss" and value <= target:
-            return {"tokens_to_target": tokens, "seconds_to_target": seconds}
-    return {"tokens_to_target": None, "seconds_to_target": None}
+    """Tokens and training seconds until `target`, as `first_crossing` has it (null: never)."""
+    if target is None:
+        return {"tokens_to_target": None, "seconds_to_target": None}
+    rows = [row for row in progress.rows if row[3] == "eval/loss"]
+    losses = [row[4] for row in rows]
+    return {
+        "tokens_to_target": first_crossing([row[1] for row in rows], losses, target),
+        "seconds_to_target": first_crossing([row[2] for row in rows], losses, target),
+    }

@@ -1,13 +1,15 @@
 """One process of the step benchmark: interleaved optimizer steps on synthetic gradients.
 
-The candidates share their gradients and take turns, in an order that rotates from round to round,
-so that clock changes and neighbours on the machine fall on all of them. Each step starts with
+The candidates share their gradients and take turns, in an order that is drawn anew for each round
+(`turns`), so that clock changes and neighbours on the machine fall on all of them and none of them
+always follows the same other one. Each step starts with
 caches that hold nothing of its tensors, as after a backward pass. Run as
 `python -m harness.gpu.step_timing SETTINGS.json RESULT.json`; it prints its progress.
 """
 
 import gc
 import json
+import random
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
@@ -25,7 +27,7 @@ from harness.step_benchmark.clock import copy_bandwidth, eviction, timed
 from harness.step_benchmark.memory import transient
 from harness.step_benchmark.progress import Progress, printed, silent
 
-__all__ = ["Arm", "StepSettings", "build_arms", "measure", "run_rounds"]
+__all__ = ["Arm", "StepSettings", "build_arms", "measure", "run_rounds", "turns"]
 
 
 def run_rounds(
@@ -35,16 +37,38 @@ def run_rounds(
     rounds: int,
     evict: Callable[[], Any] = lambda: None,
     progress: Progress = silent,
+    seed: int = 0,
 ) -> None:
     """Interleaved steps, each after a call of `evict`; the first `warmup` are kept apart."""
+    # Of their own, so that the timed rounds are balanced by themselves.
+    orders = [*turns(len(arms), warmup, seed), *turns(len(arms), rounds, seed + 1)]
     with frozen_gc():
-        for number in range(warmup + rounds):
-            shift = number % len(arms)
-            for arm in arms[shift:] + arms[:shift]:
+        for number, order in enumerate(orders):
+            for arm in (arms[index] for index in order):
                 evict()
                 seconds = timed(device, arm.optimizer.step)
                 (arm.warmup_seconds if number < warmup else arm.seconds).append(seconds)
                 progress(arm.name)
+
+
+def turns(count: int, rounds: int, seed: int) -> list[list[int]]:
+    """The order of `count` candidates in each of `rounds` rounds, drawn from `seed`.
+
+    Blocks of rounds are Williams designs (Australian Journal of Scientific Research A 2, 1949):
+    in each block every candidate stands at every place equally often and follows every other one
+    equally often. Names and rounds are shuffled anew for each block. A block has `count` rounds,
+    twice as many for an odd count; a last block that is cut short is balanced in its rounds alone.
+    """
+    draw = random.Random(seed)
+    zigzag = [(-(step // 2) if step % 2 == 0 else step // 2 + 1) for step in range(count)]
+    square = [[(place + shift) % count for place in zigzag] for shift in range(count)]
+    design = square if count % 2 == 0 else [*square, *(row[::-1] for row in square)]
+    orders: list[list[int]] = []
+    while len(orders) < rounds:
+        names = draw.sample(range(count), count)
+        block = draw.sample(design, len(design))
+        orders += [[names[index] for index in row] for row in block]
+    return orders[:rounds]
 
 
 def attempt(
@@ -103,7 +127,8 @@ def measure(settings: StepSettings, progress: Progress = silent) -> dict[str, An
     arms, built, failed = working_arms(settings, progress)
     checksums = arms[0].checksums()
     evict = eviction(device, settings.evict_bytes)
-    run_rounds(arms, device, settings.warmup_steps, settings.timed_rounds, evict, progress)
+    count, rounds = settings.warmup_steps, settings.timed_rounds
+    run_rounds(arms, device, count, rounds, evict, progress, settings.seed)
     if arms[0].checksums() != checksums:
         raise RuntimeError("a candidate changed the gradients that all candidates share")
     del evict

@@ -1,24 +1,25 @@
 """Stability of a run: loss spikes, divergence, and the size of updates."""
 
 import math
-import statistics
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 # A loss that hardly moves has a deviation near zero; rounding noise in it is no spike.
 RELATIVE_DEVIATION_FLOOR = 1e-4
+LEAST_LOSSES = 5  # below, a line through losses says nothing about their spread
 
 
 @dataclass
 class Spike:
     """One excursion of the loss: where it began, how high it rose, how long it took to come back.
 
-    `depth` is in the unit of the loss, over the rolling median at the onset; `recovery_steps` is
-    None while the loss has not come back.
+    `depth` is in the unit of the loss, over the line of the losses before the onset;
+    `recovery_steps` is None while the loss has not come back.
     """
 
     step: int
@@ -29,10 +30,11 @@ class Spike:
 class LossWatch:
     """Counts loss spikes and notices divergence, one loss (nats per token) at a time.
 
-    A spike is a loss above the rolling median of the last `window` losses by more than
-    `spike_mads` rolling median absolute deviations; consecutive such losses are one spike. The
-    watch begins once half a window is known. A run has diverged when a loss is not finite, or
-    when `divergence_window` losses in a row lie above the first one. `diverged` stays true.
+    A spike is a loss above the robust line through the last `window` losses (`robust_line`) by more
+    than `spike_mads` median absolute deviations from that line; consecutive such losses are one
+    spike. Counting starts at step `counts_from` (0-based), once half a window is known. A run has
+    diverged when a loss is not finite, or when `divergence_window` losses in a row lie above the
+    first one. `diverged` stays true.
     """
 
     def __init__(self, window: int, spike_mads: float, divergence_window: int) -> None:
@@ -49,7 +51,12 @@ class LossWatch:
         self._initial: float | None = None
         self._above_initial = 0
         self._steps = 0
-        self._reference: float | None = None  # the rolling median at the onset of an open spike
+        self._reference: float | None = None  # the line at the onset of an open spike
+
+    @property
+    def counts_from(self) -> int:
+        """The first step (0-based) whose loss can count as a spike."""
+        return max(2, min(self.window, max(LEAST_LOSSES, self.window // 2)))
 
     @property
     def spikes_total(self) -> int:
@@ -70,15 +77,14 @@ class LossWatch:
         self._recent.append(loss)
 
     def _watch_for_spike(self, step: int, loss: float) -> None:
-        if len(self._recent) < max(2, self.window // 2):
+        if len(self._recent) < self.counts_from:
             return
-        median = statistics.median(self._recent)
-        spread = statistics.median(abs(value - median) for value in self._recent)
-        spread = max(spread, RELATIVE_DEVIATION_FLOOR * abs(median))
-        above = loss > median + self.spike_mads * spread
+        expected, spread = robust_line(self._recent)
+        spread = max(spread, RELATIVE_DEVIATION_FLOOR * abs(expected))
+        above = loss > expected + self.spike_mads * spread
         if above and self._reference is None:
-            self._reference = median
-            self.spikes.append(Spike(step, loss - median))
+            self._reference = expected
+            self.spikes.append(Spike(step, loss - expected))
         elif above and self._reference is not None:
             self.spikes[-1].depth = max(self.spikes[-1].depth, loss - self._reference)
         elif self._reference is not None:
@@ -104,6 +110,25 @@ class LossWatch:
         self._recent = deque(state["recent"], maxlen=self.window)
         self._initial, self._above_initial = state["initial"], state["above_initial"]
         self._steps, self._reference = state["steps"], state["reference"]
+
+
+def robust_line(losses: Iterable[float]) -> tuple[float, float]:
+    """The next value that a line through `losses` expects, and their median absolute deviation.
+
+    The slope is Theil and Sen's, the median over all pairs (it stands almost three wild values in
+    ten), the height the median residual. A rolling median instead would lag behind a falling loss,
+    and its deviation would be the fall: no spike could be seen in the first third of a run. The
+    line never rises: a loss that climbs is no new normal. Raises ValueError for fewer than two.
+    """
+    values = np.fromiter(losses, dtype=np.float64)
+    if len(values) < 2:
+        raise ValueError(f"a line needs two losses, {len(values)} given")
+    steps = np.arange(len(values)) - len(values)  # the next step is 0
+    first, second = np.triu_indices(len(values), 1)
+    slopes = (values[second] - values[first]) / (second - first)
+    rest = values - min(0.0, float(np.median(slopes))) * steps
+    height = float(np.median(rest))
+    return height, float(np.median(np.abs(rest - height)))
 
 
 class UpdateMeter:

@@ -1,11 +1,13 @@
 """The GPU check as far as a machine without a GPU can check it: everything but the device."""
 
+import itertools
 import json
 import math
 import os
 import subprocess
 import sys
 import tarfile
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -208,7 +210,23 @@ def test_cells_stop_when_the_time_is_over(tmp_path: Path) -> None:
 # --- speed -------------------------------------------------------------------------------------
 
 
-def test_rounds_are_interleaved_and_rotate() -> None:
+@pytest.mark.parametrize("count", [2, 3, 4, 7])
+def test_turns_are_balanced_in_place_and_predecessor(count: int) -> None:
+    """A rotation gave each candidate the same predecessor in every round but one."""
+    rounds = 2 * count * (1 + count % 2)  # two whole blocks
+    orders = step_timing.turns(count, rounds, seed=5)
+    assert all(sorted(order) == list(range(count)) for order in orders)
+    places = Counter((place, name) for order in orders for place, name in enumerate(order))
+    assert set(places.values()) == {rounds // count}
+    follows = Counter(pair for order in orders for pair in itertools.pairwise(order))
+    assert set(follows.values()) == {rounds // count}
+    assert len(follows) == count * (count - 1)
+    assert orders == step_timing.turns(count, rounds, seed=5)
+    assert count == 2 or orders != step_timing.turns(count, rounds, seed=6)
+    assert step_timing.turns(count, 1, seed=5) == orders[:1]
+
+
+def test_rounds_are_interleaved_in_a_drawn_order() -> None:
     order: list[str] = []
     arms = [
         step_timing.Arm(name, SimpleNamespace(step=lambda n=name: order.append(n)), [])  # type: ignore[arg-type]
@@ -216,7 +234,9 @@ def test_rounds_are_interleaved_and_rotate() -> None:
     ]
     step_timing.run_rounds(arms, torch.device("cpu"), warmup=2, rounds=4)
     rounds = ["".join(order[i : i + 3]) for i in range(0, len(order), 3)]
-    assert rounds == ["abc", "bca", "cab", "abc", "bca", "cab"]
+    assert all(sorted(names) == ["a", "b", "c"] for names in rounds)
+    expected = [*step_timing.turns(3, 2, seed=0), *step_timing.turns(3, 4, seed=1)]
+    assert rounds == ["".join("abc"[index] for index in order) for order in expected]
     assert [(len(a.warmup_seconds), len(a.seconds)) for a in arms] == [(2, 4)] * 3
 
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import theilslopes
 
-from harness.meters.stability import LossWatch, Spike, UpdateMeter, update_rms
+from harness.meters.stability import LossWatch, Spike, UpdateMeter, robust_line, update_rms
 
 
 def feed(watch: LossWatch, losses: list[float]) -> LossWatch:
@@ -30,11 +31,46 @@ def test_planted_spikes_are_found_with_depth_and_recovery() -> None:
     losses[300:306] += [0.8, 1.6, 1.2, 0.9, 0.8, 0.7]
     watch = feed(LossWatch(50, 8.0, 50), losses.tolist())
     assert [(spike.step, spike.recovery_steps) for spike in watch.spikes] == [(150, 1), (300, 6)]
-    assert watch.spikes[0].depth == pytest.approx(losses[150] - np.median(clean[100:150]))
-    assert watch.spikes[1].depth == pytest.approx(losses[301] - np.median(clean[250:300]))
+    # Above what the loss would have been, to its noise (sd 0.02): what was planted.
+    assert [spike.depth for spike in watch.spikes] == pytest.approx([1.5, 1.6], abs=0.1)
     assert watch.spikes_total == 2
     assert not watch.diverged
     assert feed(LossWatch(50, 8.0, 50), clean.tolist()).spikes_total == 0
+
+
+@pytest.mark.parametrize("at", [26, 30, 45, 60, 100, 200])
+def test_spikes_early_on_a_falling_loss_are_found(at: int) -> None:
+    """The fall of a first third: a rolling median and its deviation saw nothing before step 100."""
+    noise = np.random.default_rng(at).normal(0, 0.06, 250)
+    losses = 6.2 + 2.1 * np.exp(-np.arange(250) / 40) + noise
+    assert feed(LossWatch(50, 8.0, 50), losses.tolist()).spikes_total == 0
+    planted = losses.copy()
+    planted[at] += 0.8
+    watch = feed(LossWatch(50, 8.0, 50), planted.tolist())
+    assert [spike.step for spike in watch.spikes] == [at]
+    assert watch.spikes[0].depth == pytest.approx(0.8, abs=0.3)
+
+
+def test_counting_starts_where_the_watch_says() -> None:
+    for window, start in ((50, 25), (10, 5), (4, 4), (2, 2)):
+        falling = list(4 - 0.01 * np.arange(60))
+        for step, seen in ((start - 1, 0), (start, 1)):
+            watch = LossWatch(window, 8.0, 50)
+            assert watch.counts_from == start
+            assert feed(watch, [*falling[:step], 9.0]).spikes_total == seen
+
+
+def test_the_robust_line_is_theil_and_sens_and_never_rises() -> None:
+    values = falling_loss(50, seed=3)
+    values[[20, 21, 40]] += 3.0
+    slope, _, _, _ = theilslopes(values, np.arange(50))
+    height = np.median(values - slope * (np.arange(50) - 50))
+    spread = np.median(np.abs(values - slope * (np.arange(50) - 50) - height))
+    assert robust_line(values.tolist()) == pytest.approx((height, spread))
+    rising = np.arange(21.0)
+    assert robust_line(rising.tolist()) == (10.0, 5.0)  # median, and its median deviation
+    with pytest.raises(ValueError, match="1 given"):
+        robust_line([1.0])
 
 
 def test_open_spike_has_no_recovery() -> None:

@@ -11,7 +11,11 @@ from torch import nn
 from harness import optimizers
 from harness.errors import UserError
 from harness.groups import load_group
-from harness.meters.memory import optimizer_state_bytes, serialized_bytes
+from harness.meters.memory import (
+    optimizer_held_bytes,
+    optimizer_state_bytes,
+    serialized_bytes,
+)
 from harness.meters.timing import Stopwatch
 from harness.models import ParameterSpec
 from harness.schema import OptimizerConfig, from_dict
@@ -53,7 +57,7 @@ def equal(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:
 
 def test_instruments_are_found_by_name_and_never_suggested() -> None:
     names = set(optimizers.instruments())
-    assert names == {"planted_bloat", "planted_worse", "planted_slow"}
+    assert names == {"planted_bloat", "planted_worse", "planted_slow", "planted_hidden"}
     assert not names & set(optimizers.entries())
     for name in names:
         file = load(name.replace("_", "/"))
@@ -86,8 +90,25 @@ def test_bloat_and_slowness_do_not_change_what_is_computed() -> None:
     plain = after(load("adamw"))
     assert equal(after(load("planted/bloat")), plain)
     assert equal(after(load("planted/slow")), plain)
+    assert equal(after(load("planted/hidden")), plain)
     assert equal(after(load("planted/worse", rate_share=1.0)), plain)
     assert not equal(after(load("planted/worse")), plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_the_hidden_one_holds_adamws_bytes_and_shows_the_steps_alone(dtype: torch.dtype) -> None:
+    config, module = load("planted/hidden"), model(dtype)
+    optimizer = optimizers.build_optimizer(module, config)
+    walk(module, optimizer, 0, 3)
+    moments = 2 * (48 * 96 + 96 + 64 * 48) * dtype.itemsize
+    assert optimizer_state_bytes(optimizer) == 4 * 3
+    assert optimizers.state_bytes(config, SPECS, dtype.itemsize) == 4 * 3
+    assert serialized_bytes(optimizer.state_dict()) < moments / 2
+    assert optimizer_held_bytes(optimizer) == moments + 4 * 3
+    resumed = optimizers.build_optimizer(module, config)
+    resumed.load_state_dict(optimizer.state_dict())
+    walk(module, resumed, 3, 5)  # without its moments it starts anew
+    assert optimizer_held_bytes(resumed) == moments + 4 * 3
 
 
 def test_the_worse_one_moves_at_a_share_of_the_rate_that_it_shows() -> None:

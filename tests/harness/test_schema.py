@@ -72,6 +72,7 @@ def test_a_wrong_type_is_named(values: dict[str, object], sentence: str) -> None
         ({"launch__timeout_seconds": 0.0}, "launch.timeout_seconds=0.0 is not allowed"),
         ({"device": "tpu"}, "device=tpu is not known"),
         ({"threads": 0}, "threads=0 is too small"),
+        ({"task__final_eval_tokens": 512}, "final_eval_tokens=512 is less than task.eval_tokens="),
     ],
 )
 def test_a_value_out_of_range_is_named(values: dict[str, object], sentence: str) -> None:

@@ -149,6 +149,42 @@ def test_the_rates_search_ends_at_the_known_minimum(
     assert tried == [0.0005, 0.000707, 0.001, 0.00141, 0.002, 0.004]
 
 
+def test_looks_are_only_ever_added_and_dropped_cells_are_told(
+    work: Callable[..., Worker], plan: Callable[[Search], Plan], tmp_path: Path
+) -> None:
+    """Replacing the seed list after its results were seen leaves a trace."""
+    worker, folder = work(), tmp_path / "runs" / "test"
+    run(plan(SEEDS), cells=2)
+    first = store.read_study(folder)
+    planned = listed(tmp_path)
+    assert [look["cells"] for look in first["looks"]] == [planned]
+    assert first["looks"][0]["utc"] == first["created_utc"]
+    run(plan(SEEDS))  # the rest of the same plan
+    assert store.read_study(folder)["looks"] == first["looks"]
+    assert store.read_study(folder)["unlisted_cells"] == []
+    old = {key: first[key] for key in first if key not in ("looks", "unlisted_cells")}
+    old["created_utc"] = "2026-01-01T00:00:00+00:00"  # a file from before looks were kept
+    store.write_study(folder, old)
+
+    run(plan(Fixed([{"part": "p", "seed": seed} for seed in (3, 7, 8)])))
+    last = store.read_study(folder)
+    assert last["created_utc"] == old["created_utc"]
+    assert [look["cells"] for look in last["looks"]] == [planned, listed(tmp_path)]
+    assert last["looks"][0]["utc"] == old["created_utc"]
+    assert last["unlisted_cells"] == sorted(planned[:3])
+    assert set(worker.ran) == {*planned, *listed(tmp_path)}
+
+
+def test_the_probes_of_one_search_are_one_look(
+    work: Callable[..., Worker], plan: Callable[[Search], Plan], tmp_path: Path
+) -> None:
+    work(capacity=3)
+    run(plan(LARGEST))
+    (look,) = store.read_study(tmp_path / "runs" / "test")["looks"]
+    assert look["cells"] == listed(tmp_path)
+    assert len(look["cells"]) == 4
+
+
 def test_a_limit_stops_between_cells_and_kept_cells_do_not_count(
     work: Callable[..., Worker],
     plan: Callable[[Search], Plan],

@@ -11,6 +11,7 @@ import torch
 
 from harness import cells, data, models, optimizers, store
 from harness.checkpoint import Progress
+from harness.crossing import first_crossing
 from harness.schema import RunConfig, TaskConfig
 from harness.training import learning_rate_factor
 from harness.training_metrics import raw_rows
@@ -29,9 +30,12 @@ def test_the_schedule_is_linear_then_cosine() -> None:
     assert all(a >= b for a, b in itertools.pairwise(factors[9:]))
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_the_loop_equals_a_plain_torch_loop(make_run: MakeRun, accumulation: int) -> None:
-    config = cells.resolve(make_run(grad_accumulation=accumulation))
+@pytest.mark.parametrize(("accumulation", "final_tokens"), [(1, None), (2, 2070)])
+def test_the_loop_equals_a_plain_torch_loop(
+    make_run: MakeRun, accumulation: int, final_tokens: int | None
+) -> None:
+    task = {"final_eval_tokens": final_tokens}
+    config = cells.resolve(make_run(grad_accumulation=accumulation, task=task))
     record = cells.run_cell(config, progress=False)
     corpus = data.prepare(config.data, Path(config.cache or "") / "data", progress=False)
     torch.set_num_threads(1)
@@ -59,26 +63,34 @@ def test_the_loop_equals_a_plain_torch_loop(make_run: MakeRun, accumulation: int
         optimizer.step()
         optimizer.zero_grad()
     assert record.metrics["final_train_loss"] == pytest.approx(float(loss.detach()), rel=0.05)
-    assert evaluate(model, corpus, config) == pytest.approx(
-        record.metrics["final_eval_loss"], rel=1e-5
-    )
+    # The curve reads eval_tokens at every point; the last loss of the run final_eval_tokens.
+    curve = store.read_curve(Path(config.root) / "test" / "cells" / record.id)
+    last = curve[curve["key"] == "eval/loss"]["value"].iloc[-1]
+    assert evaluate(model, corpus, config, 512) == pytest.approx(last, rel=1e-5)
+    final = evaluate(model, corpus, config, final_tokens or 512)
+    final_read = min(final_tokens or 512, len(corpus.tokens("validation"))) // 32 * 32
+    assert (final_read > 512) == (final_tokens is not None)
+    assert record.metrics["final_eval_loss"] == pytest.approx(final, rel=1e-5)
+    assert record.metrics["final_eval_tokens"] == final_read
+    assert (final == pytest.approx(last, rel=1e-4)) == (final_tokens is None)
 
 
 @torch.no_grad()
-def evaluate(model: torch.nn.Module, corpus: data.Corpus, config: RunConfig) -> float:
+def evaluate(
+    model: torch.nn.Module, corpus: data.Corpus, config: RunConfig, max_tokens: int
+) -> float:
     """Mean loss on the validation split, from logits."""
     model.eval()
-    losses = []
+    losses: list[float] = []
     for ids in data.evaluation_batches(
-        corpus.tokens("validation"), config.seq_len, config.micro_batch, config.task.eval_tokens
+        corpus.tokens("validation"), config.seq_len, config.micro_batch, max_tokens
     ):
         batch = torch.from_numpy(ids)
         logits = model(input_ids=batch).logits[:, :-1].float()
-        losses.append(
-            torch.nn.functional.cross_entropy(
-                logits.reshape(-1, logits.shape[-1]), batch[:, 1:].reshape(-1)
-            ).item()
+        each = torch.nn.functional.cross_entropy(
+            logits.transpose(1, 2), batch[:, 1:], reduction="none"
         )
+        losses += each.mean(1).tolist()  # the last batch may hold fewer sequences
     return sum(losses) / len(losses)
 
 
@@ -91,14 +103,30 @@ def test_both_bf16_precisions_train(make_run: MakeRun, precision: str) -> None:
     assert record.metrics["parameter_bytes"] == bytes_each * record.metrics["parameters"]
 
 
-def test_the_target_is_the_first_evaluation_at_or_below_it(make_run: MakeRun) -> None:
+def test_the_target_is_crossed_where_the_curve_crosses_it(make_run: MakeRun) -> None:
     config = make_run(task={"target_loss": 5.0})
     record = cells.run_cell(config, progress=False)
     curve = store.read_curve(Path(config.root) / "test" / "cells" / record.id)
     losses = curve[curve["key"] == "eval/loss"]
-    below = losses[losses["value"] <= 5.0]
-    expected = int(below["tokens"].iloc[0]) if len(below) else None
-    assert record.metrics["tokens_to_target"] == expected
+    falling = losses["value"].to_numpy()
+    assert (np.diff(falling) < 0).all()
+    assert falling[-1] < 5.0 < falling[0]
+    for name, axis in (("tokens", "tokens"), ("seconds", "train_seconds")):
+        expected = np.interp(-5.0, -falling, losses[axis].to_numpy())
+        assert record.metrics[f"{name}_to_target"] == pytest.approx(expected)
+
+
+def test_a_crossing_is_linear_between_points_and_never_leaves_a_divergence() -> None:
+    x, y = [0.0, 100.0, 300.0], [5.0, 4.0, 2.0]
+    assert first_crossing(x, y, 4.5) == pytest.approx(50)
+    assert first_crossing(x, y, 3.0) == pytest.approx(200)
+    assert first_crossing(x, y, 6.0) == 0
+    assert first_crossing(x, y, 2.0) == pytest.approx(300)
+    assert first_crossing(x, y, 1.9) is None
+    for bad in (math.nan, math.inf):
+        assert first_crossing(x, [5.0, bad, 2.0], 3.0) == 300
+    with pytest.raises(ValueError, match="shorter"):
+        first_crossing(x, y[:2], 3.0)
 
 
 def test_the_meters_of_a_run_agree_with_its_curve(make_run: MakeRun) -> None:
@@ -122,6 +150,7 @@ def test_the_meters_of_a_run_agree_with_its_curve(make_run: MakeRun) -> None:
     assert 0 < metrics["meter_seconds"] < 60
     assert (metrics["energy_joules"], metrics["energy_method"]) == (None, None)
     assert metrics["loss_spikes"] == []
+    assert metrics["loss_spikes_from_step"] == 25
     phases = [metrics[f"peak_{name}_step_bytes"] for name in ("first_training", "training")]
     assert metrics["peak_bytes"] == max(phases) > 0
     # 6 for each weight of a product and token, and attention; see test_meters_flops.

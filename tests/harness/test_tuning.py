@@ -258,6 +258,34 @@ def test_variants_are_named_configurations_of_an_optimizer(
     ]
 
 
+def test_alternating_parts_walk_their_variants_there_and_back() -> None:
+    part = {"sweep": {"seed": [0, 1, 2]}, "variants": {"a": {}, "b": {}}, "alternate": True}
+    cells = expand(StudyConfig(parts={"p": part}), "s", [])
+    assert [cell[3][-1] for cell in cells] == ["a", "b", "b", "a", "a", "b"]
+    assert [cell[2] for cell in cells[2:4]] == ["seed=1", "seed=1"]
+    with pytest.raises(UserError, match=r"study.parts.p.alternate=yes must be true or false"):
+        expand(StudyConfig(parts={"p": {**part, "alternate": "yes"}}), "s", [])
+
+
+def test_a_rate_from_an_unfinished_search_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("harness.groups.configs_dir", lambda: tmp_path)
+    (tmp_path / "tuned").mkdir()
+    winners = {
+        "adamw": {"lr": 0.003, "edge_of_grid": False},
+        "lion": {"lr": 0.0005, "edge_of_grid": True},
+        "old": {"lr": 0.1},  # a file from before edges were written
+    }
+    text = yaml.safe_dump({"model": "m", "winners": winners})
+    (tmp_path / "tuned" / "edges.yaml").write_text(text)
+    sweep = {"seed": [1, 2], "optimizer": list(winners)}
+    study = StudyConfig(parts={"p": {"tuned": "edges", "sweep": sweep}})
+    assert len(expand(study, "s", [])) == 6
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("WARNING: the rate of lion in configs/tuned/edges.yaml, 0.0005, lies")
+
+
 @pytest.mark.parametrize(
     ("variants", "sentence"),
     [

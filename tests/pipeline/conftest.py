@@ -1,4 +1,4 @@
-"""Two studies of planted faults, run once by `gefen-bench` itself; one is killed half-way."""
+"""Three studies of planted faults, run once by `gefen-bench` itself; one is killed half-way."""
 
 import os
 import subprocess
@@ -29,7 +29,8 @@ class Pipeline:
     """
 
     loss: Path
-    bytes_and_time: Path
+    bytes: Path
+    time: Path
     kept: Seen
     killed: str
     orphans: list[int]
@@ -100,23 +101,28 @@ def works_on(process: psutil.Process, study: Path) -> bool:
 
 @pytest.fixture(scope="session")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
-    """Both studies at once, a core each; the one on loss is killed and started again."""
+    """The study of times alone on the machine, then the two others, a core each.
+
+    The study of losses is killed and started again.
+    """
     root = tmp_path_factory.mktemp("planted")
     loss = root / "planted_loss"
-    started = [start("planted_bytes_and_time", root), start("planted_loss", root)]
+    started = [start("planted_time", root)]
     try:
+        finish(started[0])
+        started += [start("planted_loss", root), start("planted_bytes", root)]
         killed = kill_in_training(started[1], loss, after=2)
         kept, orphans = records(loss), survivors(loss)
         started.append(start("planted_loss", root))
-        finish(started[0])
+        finish(started[2])
         job = store.read_json(store.cell_dir(loss, killed) / "job.json")
         elsewhere = replace(job_config(job), root=str(root / "elsewhere"))
         reference = run_cell(elsewhere, progress=False)
-        resumed = finish(started[2])
+        resumed = finish(started[3])
     finally:
         for process in started:
             if process.poll() is None:
                 process.kill()
                 process.wait()
-    timed = root / "planted_bytes_and_time"
-    return Pipeline(loss, timed, kept, killed, orphans, reference, resumed)
+    times, sizes = root / "planted_time", root / "planted_bytes"
+    return Pipeline(loss, sizes, times, kept, killed, orphans, reference, resumed)

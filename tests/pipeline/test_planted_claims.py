@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from harness import store
+from reports.byte_audit import audit
 from reports.claims import Verdict, evaluate, load_claims
 from reports.load import load
 
@@ -28,7 +29,12 @@ def verdicts_of(study: Path) -> dict[str, Verdict]:
 
 @pytest.fixture(scope="session")
 def verdicts(pipeline: Pipeline) -> dict[str, Verdict]:
-    return verdicts_of(pipeline.bytes_and_time) | verdicts_of(pipeline.loss)
+    return {
+        name: verdict
+        for folder in (pipeline.time, pipeline.bytes, pipeline.loss)
+        for name, verdict in verdicts_of(folder).items()
+        if verdict.verdict != "not tested"
+    }
 
 
 @pytest.mark.parametrize(
@@ -50,32 +56,64 @@ def test_a_planted_false_claim_is_refuted(
         "honest_state: planted slow",
         "honest_time: planted slow",
         "honest_loss: planted worse",
+        "planted_loss: without the fault",
     ],
 )
 def test_a_true_claim_is_reproduced(verdicts: dict[str, Verdict], claim: str) -> None:
     assert verdicts[claim].verdict == "reproduced", verdicts[claim].sentence
 
 
+def test_the_instruments_without_their_faults_are_not_refuted(
+    verdicts: dict[str, Verdict], pipeline: Pipeline
+) -> None:
+    """False positives: the same code, limits and margins, and nothing to find."""
+    time, loss = (verdicts[f"planted_{name}: without the fault"] for name in ("time", "loss"))
+    assert time.verdict != "refuted", time.sentence
+    assert time.n == loss.n == 5
+    control = metrics(pipeline.loss, "planted_worse_none", "final_eval_loss")
+    assert control == metrics(pipeline.loss, "adamw", "final_eval_loss")
+    assert (loss.estimate, loss.interval) == (0.0, (0.0, 0.0))
+
+
+def test_what_lies_outside_the_state_is_held_against_it(pipeline: Pipeline) -> None:
+    """State, closed form and checkpoint of the hidden one agree; what it holds does not."""
+    table = audit(load(pipeline.bytes).runs).set_index("variant")
+    flags = table["flag"]
+    (held,) = metrics(pipeline.bytes, "adamw", "optimizer_state_bytes")
+    hidden = table.loc["planted_hidden"]
+    assert hidden["counted_bytes"] == hidden["closed_form_bytes"]
+    assert hidden["counted_bytes"] + hidden["outside_bytes"] == held
+    assert "outside its state" in flags["planted_hidden"]
+    assert "above the closed form" in flags["planted_bloat"]
+    assert flags["adamw"] == ""
+
+
 def metrics(study: Path, optimizer: str, name: str) -> list[float]:
     """A metric of all cells of one optimizer, straight from the record files."""
     _, found = store.load_study(study)
-    return [r.metrics[name] for r in found if r.config["optimizer"]["name"] == optimizer]
+    return [r.metrics[name] for r in found if shown_name(r) == optimizer]
+
+
+def shown_name(record: store.Record) -> str:
+    """The name under which reports list the cell."""
+    chosen = record.config["optimizer"]
+    return str(chosen["variant"] or chosen["name"])
 
 
 def test_the_bytes_were_counted_not_believed(pipeline: Pipeline) -> None:
-    (counted,) = metrics(pipeline.bytes_and_time, "planted_bloat", "optimizer_state_bytes")
-    (stated,) = metrics(pipeline.bytes_and_time, "planted_bloat", "optimizer_state_predicted_bytes")
+    (counted,) = metrics(pipeline.bytes, "planted_bloat", "optimizer_state_bytes")
+    (stated,) = metrics(pipeline.bytes, "planted_bloat", "optimizer_state_predicted_bytes")
     assert counted == 2 * stated
     # The same closed form is what AdamW really holds, so it is not the statement that is wrong.
-    honest = metrics(pipeline.bytes_and_time, "adamw", "optimizer_state_bytes")
-    assert honest == metrics(pipeline.bytes_and_time, "adamw", "optimizer_state_predicted_bytes")
+    honest = metrics(pipeline.bytes, "adamw", "optimizer_state_bytes")
+    assert honest == metrics(pipeline.bytes, "adamw", "optimizer_state_predicted_bytes")
 
 
 def test_the_estimates_are_those_of_the_records(
     pipeline: Pipeline, verdicts: dict[str, Verdict]
 ) -> None:
     slow, fast = (
-        [math.log(s) for s in metrics(pipeline.bytes_and_time, name, "step_median_seconds")]
+        [math.log(s) for s in metrics(pipeline.time, name, "step_median_seconds")]
         for name in ("planted_slow", "adamw")
     )
     ratio = math.exp(statistics.mean(slow) - statistics.mean(fast))
@@ -88,12 +126,13 @@ def test_the_estimates_are_those_of_the_records(
 
 
 def test_timed_processes_took_turns(pipeline: Pipeline) -> None:
-    _, found = store.load_study(pipeline.bytes_and_time)
-    timed = sorted(
-        (r for r in found if r.part == "time"), key=lambda r: r.provenance["finished_utc"]
-    )
-    names = [r.config["optimizer"]["name"] for r in timed]
-    assert names == ["adamw", "planted_slow"] * 5
+    _, found = store.load_study(pipeline.time)
+    timed = sorted(found, key=lambda r: r.provenance["finished_utc"])
+    there = ["adamw", "planted_slow", "planted_slow_none"]
+    assert [shown_name(r) for r in timed] == [*there, *there[::-1]] * 2 + there
+    ends = [r.provenance["finished_utc"] for r in timed]
+    starts = [r.provenance["started_utc"] for r in timed]
+    assert all(end <= start for end, start in zip(ends, starts[1:], strict=False))
 
 
 def test_a_killed_study_keeps_what_was_finished_and_runs_the_rest(pipeline: Pipeline) -> None:
@@ -104,7 +143,7 @@ def test_a_killed_study_keeps_what_was_finished_and_runs_the_rest(pipeline: Pipe
     assert {cell: now[cell] for cell in pipeline.kept} == pipeline.kept
     assert pipeline.resumed.count("(kept)") == 2
     study, found = store.load_study(pipeline.loss)
-    assert len(found) == len(study["cells"]) == 10
+    assert len(found) == len(study["cells"]) == 15
     assert {r.status for r in found} == {"done"}
     assert [r.id for r in found if r.attempt != 1] == [pipeline.killed]
 
