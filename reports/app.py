@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from reports.breakdown import audit
+from reports.byte_audit import audit
 from reports.capacity import capacity
 from reports.claims import (
     Claim,
@@ -17,10 +17,9 @@ from reports.claims import (
     verdict_frame,
 )
 from reports.figures import draw_all
-from reports.layout import narrow
 from reports.load import ReportError, StudyData, each, load
 from reports.loss_figures import Curves
-from reports.page import png, render
+from reports.page import render, saved
 from reports.sections import failures, sections
 from reports.speed import ratios
 from reports.summary import summary_text
@@ -54,12 +53,15 @@ def report_main(arguments: list[str] | None = None) -> int:
         claims = load_claims(options.claims)
         data = load(options.study)
         verdicts = evaluate(data, claims)
-        page = write(data, verdicts, claims, options.output or options.study / "report")
+        table = runs_table(data.runs)
+        summary = summary_table(table[~capped(data.runs)])
+        folder = options.output or options.study / "report"
+        page = write(data, verdicts, claims, table, summary, folder)
     except ReportError as error:
         return complain(parser.prog, str(error))
     except OSError as error:
         return complain(parser.prog, f"{error.filename or options.study}: {error.strerror}.")
-    print(terminal(data, verdicts))
+    print(terminal(data, verdicts, summary))
     print(f"\nReport: {page}")
     return 0
 
@@ -88,17 +90,19 @@ def complain(program: str, sentence: str) -> int:
     return 2
 
 
-def write(data: StudyData, verdicts: list[Verdict], claims: dict[str, Claim], folder: Path) -> Path:
+def write(
+    data: StudyData,
+    verdicts: list[Verdict],
+    claims: dict[str, Claim],
+    table: pd.DataFrame,
+    summary: pd.DataFrame,
+    folder: Path,
+) -> Path:
     """Write every file of the report; returns the path of the page."""
     folder.mkdir(parents=True, exist_ok=True)
-    table, curves = runs_table(data.runs), Curves(data.curves)
-    summary = summary_table(table[~capped(data.runs)])
-    drawings, images = draw_all(data, margin_of(claims, verdicts), curves=curves), {}
-    for drawn in drawings:
-        images[drawn.name] = png(drawn)
-        (folder / f"{drawn.name}.png").write_bytes(images[drawn.name])
-        with narrow():
-            drawn.figure.savefig(folder / f"{drawn.name}.svg", metadata={"Date": None})
+    curves = Curves(data.curves)
+    drawings = draw_all(data, margin_of(claims, verdicts), curves=curves)
+    images = saved(drawings, folder)
     for name, frame in raw_tables(data, curves, table, summary, verdicts).items():
         if not frame.empty:
             frame.to_csv(folder / f"{name}.csv", index=False)
@@ -141,9 +145,8 @@ def raw_tables(
     }
 
 
-def terminal(data: StudyData, verdicts: list[Verdict]) -> str:
+def terminal(data: StudyData, verdicts: list[Verdict], summary: pd.DataFrame) -> str:
     """The compact tables, what did not finish, and the verdicts."""
-    summary = summary_table(runs_table(data.runs)[~capped(data.runs)])
     blocks = [str(data.study.get("title") or data.study.get("name"))]
     for task, title in TASKS.items():
         view = summary_view(summary, task)

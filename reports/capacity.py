@@ -133,7 +133,7 @@ def capacity_groups(table: pd.DataFrame) -> Iterator[pd.DataFrame]:
 
 def condition_text(row: dict[Any, Any]) -> str:
     """What the search held fixed: gpt2_124m, 1024 tokens, fp32."""
-    words = [] if row["model"] is None else [str(row["model"])]
+    words = [] if pd.isna(row["model"]) else [str(row["model"])]
     if row["seq_len"] is not None and not pd.isna(row["seq_len"]):
         words.append(f"{row['seq_len']:.0f} tokens")
     if row["micro_batch"] is not None and not pd.isna(row["micro_batch"]):

@@ -161,7 +161,8 @@ def judge_searches(
     sentence = (
         f"At {scope} the largest micro-batch that trains is {own.largest}, beside {base.largest} "
         f"with {claim.baseline}; the claim asks for more than {number_text(claim.threshold, 2)} "
-        f"times as much. Tokens a second there: {rates[0]} beside {rates[1]}."
+        f"times as much. Each boundary is one probe a side. Tokens a second there, untested (a few "
+        f"steps of different batches): {rates[0]} beside {rates[1]}."
     )
     return answer(
         claim, subject, data, verdict, " ".join(filter(None, [sentence, *notes, note])),

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from reports.claim_types import HYPOTHESES, Claim
+from reports.claim_types import HYPOTHESES, ROLES, Claim
 from reports.load import ReportError, one_line
 from reports.pairing import COMPARED
 from reports.text import listed
@@ -90,6 +90,8 @@ def check_values(path: Path, values: dict[str, Any], allowed: Collection[str]) -
         refuse("estimator", f"known: {', '.join(sorted(allowed))}")
     if values.get("hypothesis", HYPOTHESES[0]) not in HYPOTHESES:
         refuse("hypothesis", f"known: {', '.join(HYPOTHESES)}")
+    if values.get("role", ROLES[0]) not in ROLES:
+        refuse("role", f"known: {', '.join(ROLES)}")
     if not set(values.get("allow_different", ())) <= set(COMPARED):
         refuse("allow_different", f"allowed are {', '.join(COMPARED)}")
     for key in ("alpha", "power"):

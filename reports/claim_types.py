@@ -7,6 +7,7 @@ from reports.load import StudyData
 
 VERDICTS = ("reproduced", "refuted", "inconclusive", "not tested")
 HYPOTHESES = ("not_worse", "better", "same")
+ROLES = ("claim", "self-check")
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,8 @@ class Claim:
 
     `studies` names the folders that the claim is judged from, the preferred one first; none means
     any. `missing` says for a subject what has to exist before it can be tested. `allow_different`
-    lists what compared records may differ in (else that refuses them).
+    lists what compared records may differ in (else that refuses them). `role` sets checks of this
+    project on itself apart from claims about an optimizer.
     """
 
     id: str
@@ -25,6 +27,7 @@ class Claim:
     estimator: str
     subjects: dict[str, str]
     baseline: str
+    role: str = ROLES[0]
     studies: list[str] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
     baselines: list[str] = field(default_factory=list)
@@ -51,7 +54,9 @@ class Verdict:
 
     `interval` is (low, high) in `unit`; `interval_kind` says what it is. `parts` holds the
     verdicts of the single conditions (a sequence length, say) behind an overall one. `study` and
-    `folder` say where the records lie, `code` names the code hashes of the cells behind it.
+    `folder` say where the records lie, `code` names the code hashes of the cells behind it,
+    `tested` the models, tokens, precisions and devices of these. `p_refuted` is the p-value of the
+    test that refutes; None where nothing was drawn at random.
     """
 
     claim: str
@@ -74,6 +79,8 @@ class Verdict:
     study: str = ""
     folder: str = ""
     code: tuple[str, ...] = ()
+    tested: str = ""
+    p_refuted: float | None = None
 
 
 Estimator = Callable[[Claim, str, str, StudyData], Verdict]

@@ -7,6 +7,7 @@ import pandas as pd
 
 from reports.claim_files import NONE, claims_folder, load_claims
 from reports.claim_types import VERDICTS, Claim, Estimator, Verdict
+from reports.coverage import tested_on
 from reports.load import StudyData
 from reports.pairing import short
 
@@ -75,7 +76,7 @@ def judge_one(claim: Claim, subject: str, data: StudyData) -> Verdict:
     found = estimators()[claim.estimator](claim, subject, optimizer, data)
     behind = data.runs[data.runs["id"].isin(found.cells)]
     codes = dict.fromkeys(short(code) for code in behind["code_hash"] if code)
-    return replace(found, code=tuple(codes))
+    return replace(found, code=tuple(codes), tested=tested_on(behind))
 
 
 def answer(
@@ -126,6 +127,7 @@ def verdict_frame(verdicts: list[Verdict]) -> pd.DataFrame:
                     "high": high,
                     "interval": item.interval_kind,
                     "margin": item.margin,
+                    "p_refuted": item.p_refuted,
                     "unit": item.unit,
                     "n": item.n,
                     "n_of": item.n_of,
@@ -134,6 +136,7 @@ def verdict_frame(verdicts: list[Verdict]) -> pd.DataFrame:
                     "command": item.command,
                     "study": item.study,
                     "code": " ".join(verdict.code),
+                    "tested": verdict.tested,
                 }
             )
     return pd.DataFrame(rows)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from reports import claims_page
 from reports.claims import Claim, claims_folder, evaluate, load_claims
-from reports.judgements import Judgement, judge_claims
+from reports.judgements import Judgement, judge_claims, tally
 from reports.load import ReportError, load
 from reports.pairing import COMPARED
 from reports.record_sources import discover
@@ -114,12 +114,11 @@ def overview(judgements: list[Judgement]) -> str:
     lines = []
     for item in judgements:
         lines += one_verdict(item.verdict, with_cells=True)
+        lines += [wrapped(item.shared, "    ")] if item.shared else []
         if item.others:
             words = [f"{other.study}: {other.verdict}" for other in item.others]
             lines.append(wrapped(f"other records, not pooled: {'; '.join(words)}", "    "))
-    words = [item.verdict.verdict for item in judgements]
-    counts = [f"{words.count(word)} {word}" for word in dict.fromkeys(words)]
-    return "\n".join([*lines, "", f"{len(words)} verdicts: {', '.join(counts)}."])
+    return "\n".join([*lines, "", tally(judgements)])
 
 
 def complain(sentence: str) -> int:

@@ -10,8 +10,8 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from reports.claims import VERDICTS, Claim, Verdict
-from reports.judgements import Judgement, judgement_frame
+from reports.claims import Claim, Verdict
+from reports.judgements import Judgement, judgement_frame, tally
 from reports.pairing import short
 from reports.record_sources import Source
 from reports.tables import markdown
@@ -84,10 +84,12 @@ def glance(judgements: list[Judgement]) -> pd.DataFrame:
             "claim": item.claim.id,
             "subject": item.subject,
             "verdict": item.verdict.verdict,
+            "tested on": item.verdict.tested or DASH,
             "estimate": estimate_text(item.verdict) or DASH,
             "asked": margin_text(item.verdict),
             "n": f"{item.verdict.n} {item.verdict.n_of}" if item.verdict.n else DASH,
             "study": item.verdict.study or DASH,
+            "kind": item.claim.role + (", shares cells" if item.shared else ""),
         }
         for item in judgements
     ]
@@ -97,12 +99,14 @@ def glance(judgements: list[Judgement]) -> pd.DataFrame:
 def markdown_page(judgements: list[Judgement], cells: pd.DataFrame) -> str:
     """claims.md: a table for an issue, then each verdict with its cells as links."""
     records = {(row["study"], row["id"]): row["record"] for row in cells.to_dict("records")}
-    lines = ["# Claims and verdicts", "", markdown(glance(judgements)), ""]
+    lines = ["# Claims and verdicts", "", tally(judgements), "", markdown(glance(judgements)), ""]
     for item in judgements:
         lines += [f"## {item.claim.title} ({item.subject})", "", item.claim.text, ""]
+        lines += [item.shared, ""] if item.shared else []
         for number, verdict in enumerate(item.all):
             lead = f"Other records, {verdict.study}: " if number else ""
-            lines += [f"{lead}**{verdict.verdict}**. {verdict.sentence}", ""]
+            place = f" on {verdict.tested}" if verdict.tested else ""
+            lines += [f"{lead}**{verdict.verdict}**{place}. {verdict.sentence}", ""]
             if len(verdict.parts) > 1:
                 lines += [f"- {part.verdict}: {part.sentence}" for part in verdict.parts]
                 lines.append("")
@@ -132,11 +136,10 @@ def html_page(judgements: list[Judgement], cells: pd.DataFrame) -> str:
     groups = {key: [item for item in judgements if item.claim.id == key] for key in claims}
     # Claims with an answer first; a reader looks for those that nothing could test last.
     order = sorted(groups, key=lambda key: all(is_untested(item) for item in groups[key]))
-    counts = {word: sum(item.verdict.verdict == word for item in judgements) for word in VERDICTS}
     return environment.from_string(source.read_text(encoding="utf-8")).render(
         claims=claims,
         groups={key: groups[key] for key in order},
-        counts=counts,
+        tally=tally(judgements),
         rows=cells.to_dict("records"),
         columns=FACTS,
         names=NAMES,

@@ -16,7 +16,8 @@ NODES = 400  # of the quadrature over the sample's standard deviation
 class EquivalenceTest:
     """Two one-sided tests: `lower`, `upper` bound the mean at confidence 1 - 2 alpha.
 
-    `p_value` is the larger of the two. `verdict`: reproduced when the interval lies inside
+    `p_value` is the larger of the two; `p_refuted` the smaller of those for the mean beyond either
+    margin. `verdict`: reproduced when the interval lies inside
     (low, high), refuted when it lies wholly outside, else inconclusive.
     """
 
@@ -28,6 +29,7 @@ class EquivalenceTest:
     p_value: float
     equivalent: bool
     verdict: str
+    p_refuted: float
 
 
 def tost(
@@ -45,7 +47,10 @@ def tost(
     same = low < test.lower and test.upper < high
     outside = test.lower > high or test.upper < low
     verdict = "reproduced" if same else "refuted" if outside else "inconclusive"
-    return EquivalenceTest(test.estimate, test.sd, test.lower, test.upper, test.n, p, same, verdict)
+    opposite = min(test.p_refuted, tail(test.estimate - low, test.sd / math.sqrt(test.n), test.df))
+    return EquivalenceTest(
+        test.estimate, test.sd, test.lower, test.upper, test.n, p, same, verdict, opposite
+    )
 
 
 def tost_power(

@@ -4,13 +4,13 @@ import pandas as pd
 
 from reports.claim_types import Claim
 from reports.load import StudyData
-from reports.pairing import unfinished
+from reports.pairing import counted, unfinished
+from reports.values import capped
 
 
 def uncapped(runs: pd.DataFrame) -> pd.DataFrame:
     """Cells without a memory cap: a search under one runs out of memory on purpose."""
-    caps = [config.get("task", {}).get("memory_cap_gib") for config in runs["config"]]
-    return runs[pd.Series(caps, runs.index, dtype=float).isna()]
+    return runs[~capped(runs)]
 
 
 def own_failures(claim: Claim, optimizer: str, data: StudyData) -> pd.DataFrame:
@@ -24,9 +24,8 @@ def lost_models(claim: Claim, optimizer: str, data: StudyData) -> list[str]:
     failures = own_failures(claim, optimizer, data)
     failures = failures[failures["optimizer"] == optimizer]
     failures = failures[failures["precision"].isin(claim.precisions)]
-    counted = data.runs[(data.runs["optimizer"] == optimizer)]
-    counted = counted[counted["optimizer_state_bytes"].notna()]
-    known = set(zip(counted["model"], counted["precision"], strict=True))
+    whole = counted(data.runs[data.runs["optimizer"] == optimizer])
+    known = set(zip(whole["model"], whole["precision"], strict=True))
     return [
         str(row["id"])
         for row in failures.to_dict("records")

@@ -198,7 +198,8 @@ def rate_drawings(runs: pd.DataFrame, baseline: str) -> list[Drawn]:
     caption = (
         f"Mean final held-out loss, nats/token, over up to {plural(int(seeds.max()), 'seed')} at "
         "each peak rate, with 95 % t bands where there are several. Symbols at the upper edge are "
-        "cells that did not finish; the dotted line is AdamW's own best rate."
+        "cells that did not finish; the dotted line is AdamW's own best rate. Rings: the best "
+        "rate, chosen on the cells shown, so the ringed loss is optimistic."
     )
     figure, title = sensitivity(groups, baseline), "Final loss over learning rates"
     return [Drawn("sensitivity", "sensitivity", title, caption, figure, ids(cells))]

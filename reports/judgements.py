@@ -4,15 +4,17 @@ Records of different studies are never pooled. The studies that a claim names ar
 order; the first that can answer gives the verdict, the answers of the rest stand beside it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import pandas as pd
 
 from reports.claim_files import NONE
+from reports.claim_types import ROLES, VERDICTS
 from reports.claims import Claim, Verdict, judge_one, verdict_frame
+from reports.coverage import sharing
 from reports.record_sources import Source
-from reports.text import listed
+from reports.text import listed, plural
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class Judgement:
     subject: str
     verdict: Verdict
     others: tuple[Verdict, ...] = ()
+    shared: str = ""
 
     @property
     def all(self) -> tuple[Verdict, ...]:
@@ -44,7 +47,22 @@ def judge_claims(
             names += [name for name in sources if name not in names]
         asked = [sources[name] for name in names]
         found += [judge_subject(claim, subject, asked) for subject in claim.subjects]
-    return found
+    verdicts = [(item.claim.id, item.verdict.study, item.verdict.cells) for item in found]
+    return [
+        replace(item, shared=shared) for item, shared in zip(found, sharing(verdicts), strict=True)
+    ]
+
+
+def tally(judgements: Sequence[Judgement]) -> str:
+    """Verdicts by word; checks of this project on itself are counted apart from claims."""
+    said = []
+    for role, noun in zip(ROLES, ("verdict", "self-check"), strict=True):
+        words = [item.verdict.verdict for item in judgements if item.claim.role == role]
+        counts = [f"{words.count(word)} {word}" for word in VERDICTS if word in words]
+        said += [f"{plural(len(words), noun)}: {', '.join(counts)}."] if words else []
+    together = sum(bool(item.shared) for item in judgements)
+    said += [f"{together} of them share cells with another claim."] if together else []
+    return " ".join(said)
 
 
 def judge_subject(claim: Claim, subject: str, asked: list[Source]) -> Judgement:
@@ -102,5 +120,10 @@ def judgement_frame(judgements: list[Judgement]) -> pd.DataFrame:
         for number, verdict in enumerate(judgement.all):
             rows = verdict_frame([verdict])
             role = "other records" if number else "verdict"
-            frames.append(rows.assign(role=role, folder=verdict.folder))
+            shared = "" if number else judgement.shared
+            frames.append(
+                rows.assign(
+                    role=role, folder=verdict.folder, kind=judgement.claim.role, shared=shared
+                )
+            )
     return pd.concat(frames, ignore_index=True)

@@ -1,15 +1,17 @@
 """The verdict on pretraining loss: paired tests at the end of a schedule, and their sentences."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 
 from reports.claims import Claim, Verdict, answer
 from reports.combine import overall
+from reports.edge_rates import edge_note
 from reports.load import StudyData
-from reports.loss_pairs import Pairs, mixture, pair
-from reports.loss_tests import bounds_name, decide, margin_of, numbers, reason, too_few
+from reports.loss_pairs import Pairs, mixture, pair, planned
+from reports.loss_tests import Decision, Settled, bounds_name, decide, margin_of, numbers, settle
 from reports.pairing import COMPARED, nearest, warning
 from reports.text import listed, plural
 
@@ -73,11 +75,12 @@ def judge_all(
         return answer(claim, subject, data, "not tested", sentence)
     parts = []
     keys = [key for key in GROUP if key not in claim.allow_different]
-    for _, group in mine.groupby(keys, dropna=False, sort=True):
+    groups = [group for _, group in mine.groupby(keys, dropna=False, sort=True)]
+    for group in groups:
         near = base[(base["model"] == group["model"].iloc[0])]
         near = near[near["seq_len"] == group["seq_len"].iloc[0]]
-        parts.append(judge_group(claim, subject, group, near, data))
-    return overall(claim, subject, data, tuple(parts), upper_bound)
+        parts.append(judge_group(claim, subject, group, near, data, len(groups)))
+    return overall(claim, subject, data, tuple(parts), upper_bound, lower_excess)
 
 
 def upper_bound(verdict: Verdict) -> float:
@@ -85,10 +88,20 @@ def upper_bound(verdict: Verdict) -> float:
     return verdict.interval[1] if verdict.interval else math.inf
 
 
+def lower_excess(verdict: Verdict) -> float:
+    """How clearly a condition refutes: its lower bound less the margin."""
+    return verdict.interval[0] - (verdict.margin or 0.0) if verdict.interval else math.inf
+
+
 def judge_group(
-    claim: Claim, subject: str, mine: pd.DataFrame, base: pd.DataFrame, data: StudyData
+    claim: Claim,
+    subject: str,
+    mine: pd.DataFrame,
+    base: pd.DataFrame,
+    data: StudyData,
+    conditions: int = 1,
 ) -> Verdict:
-    """The verdict of one condition; `base` are baseline cells of the same model and length."""
+    """One of `conditions` conditions; `base` are baseline cells of the same model and length."""
     first = mine.iloc[0]
     scope = f"{first['model']}, {first['seq_len']} tokens"
 
@@ -97,12 +110,12 @@ def judge_group(
 
     if base.empty:
         return untested(f"No {claim.baseline} cell at {scope} to compare with.")
-    conditions = [key for key in CONDITIONS if key not in claim.allow_different]
+    keys = [key for key in CONDITIONS if key not in claim.allow_different]
     same = base
-    for key in conditions:
+    for key in keys:
         same = same[same[key] == first[key]]
     if same.empty:
-        apart = "; ".join(nearest(first.to_dict(), base.to_dict("records"), conditions))
+        apart = "; ".join(nearest(first.to_dict(), base.to_dict("records"), keys))
         return untested(f"At {scope} the cells cannot be compared: {apart}.")
     if first["eval_split"] != "test":
         return untested(
@@ -113,39 +126,62 @@ def judge_group(
     if mixed:
         cells = (*mine["id"], *same["id"])
         return untested(f"At {scope} the cells cannot be compared: {mixed}.", cells)
-    note = warning(mine, same, claim.allow_different)
-    return judge_pairs(claim, subject, scope, pair(mine, same), data, note)
+    notes = [edge_note(mine, same), warning(mine, same, claim.allow_different)]
+    found = judge_pairs(
+        claim, subject, scope, pair(mine, same), data, " ".join(filter(None, notes)), conditions
+    )
+    return interim(found, *planned(pd.concat([mine, same]), data.pending))
+
+
+def interim(found: Verdict, seeds: int, open_cells: int) -> Verdict:
+    """A verdict before all planned cells are there is none: it would be looked at again."""
+    if not open_cells:
+        return found
+    said = f"Interim: {found.n} of {seeds} planned pairs; a verdict waits for the rest."
+    word = found.verdict if found.verdict == "not tested" else "inconclusive"
+    return replace(found, verdict=word, sentence=f"{said} {found.sentence}")
 
 
 def judge_pairs(
-    claim: Claim, subject: str, scope: str, pairs: Pairs, data: StudyData, note: str = ""
+    claim: Claim,
+    subject: str,
+    scope: str,
+    pairs: Pairs,
+    data: StudyData,
+    note: str = "",
+    conditions: int = 1,
 ) -> Verdict:
     """The statistics of one condition and the sentence that says them."""
     test = decide(claim, pairs.differences) if len(pairs.differences) >= 2 else None
-    if pairs.n < claim.min_seeds:
-        verdict, why = "inconclusive", too_few(claim, test)
-    elif pairs.diverged:
-        verdict, why = "refuted", "A run that diverges where the baseline finishes is worse."
-    elif test is None:
-        verdict, why = "inconclusive", "One pair has no spread to test."
-    elif test.verdict == "reproduced" and pairs.failed:
-        verdict = "inconclusive"
-        why = f"Without the runs that failed where the baseline finished ({listed(pairs.failed)})."
-    else:
-        verdict, why = test.verdict, reason(claim, test)
-    notes = [f"Diverged: {listed(pairs.diverged)}."] if pairs.diverged else []
-    notes += [f"Left out: {listed(pairs.left_out)}."] if pairs.left_out else []
+    settled = settle(claim, pairs, test, conditions)
+    notes = [
+        f"{head}: {listed(names)}."
+        for head, names in (
+            ("Diverged", pairs.diverged),
+            ("Baseline diverged", pairs.base_diverged),
+            ("Left out", pairs.left_out),
+        )
+        if names
+    ]
     found = f"At {scope}, {plural(pairs.n, 'pair')}: {numbers(claim, pairs, test)}."
-    more: dict[str, Any] = {}
-    if pairs.diverged:
-        more = {"estimate": math.inf}
-    elif test is not None:
-        more = {"estimate": test.estimate, "interval": (test.lower, test.upper)}
-        more["interval_kind"] = bounds_name(claim)
-    elif pairs.differences:
-        more = {"estimate": pairs.differences[0]}
+    said = " ".join(filter(None, [found, settled.why, *notes, note]))
     return answer(
-        claim, subject, data, verdict, " ".join(filter(None, [found, why, *notes, note])),
-        scope=scope, n=pairs.n, cells=tuple(pairs.cells), margin=margin_of(claim), unit=UNIT,
-        **more,
+        claim, subject, data, settled.verdict, said, scope=scope, n=pairs.n,
+        cells=tuple(pairs.cells), margin=margin_of(claim), unit=UNIT,
+        p_refuted=settled.p_refuted, **headline(claim, pairs, test, settled),
     )  # fmt: skip
+
+
+def headline(claim: Claim, pairs: Pairs, test: Decision | None, settled: Settled) -> dict[str, Any]:
+    """Estimate and interval that stand for the verdict."""
+    if settled.by_sign or not pairs.differences:
+        return {"estimate": math.inf} if pairs.diverged else {}
+    if test is None:
+        return {"estimate": pairs.differences[0]}
+    some = len(pairs.differences) < pairs.n
+    over = f" over the {len(pairs.differences)} pairs that finished" if some else ""
+    return {
+        "estimate": test.estimate,
+        "interval": (test.lower, test.upper),
+        "interval_kind": f"{bounds_name(claim)}{over}",
+    }

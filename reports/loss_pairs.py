@@ -21,18 +21,25 @@ STANDS_FOR = {"data_hash": ("data",), "precision": ("precision",), "device": ("t
 
 @dataclass
 class Pairs:
-    """The pairs of one condition: differences, pairs lost to divergence, and seeds left out."""
+    """The pairs of one condition: differences, pairs lost to divergence, and seeds left out.
+
+    `diverged` and `base_diverged` are the discordant pairs: only the candidate or only the baseline
+    diverged. `failed` and `missing` name seeds at which the baseline finished and the candidate
+    failed otherwise or has no cell.
+    """
 
     differences: list[float] = field(default_factory=list)
     diverged: list[str] = field(default_factory=list)
+    base_diverged: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
     cells: list[str] = field(default_factory=list)
 
     @property
     def n(self) -> int:
-        """Pairs that count, divergence of the candidate included."""
-        return len(self.differences) + len(self.diverged)
+        """Pairs that count, those in which one of the two diverged included."""
+        return len(self.differences) + len(self.diverged) + len(self.base_diverged)
 
 
 def mixture(mine: pd.DataFrame, base: pd.DataFrame, allowed: Sequence[str] = ()) -> str:
@@ -63,17 +70,18 @@ def pair(mine: pd.DataFrame, base: pd.DataFrame) -> Pairs:
     for model_seed, data_seed in sorted({*mine_at, *base_at}):
         name = f"seed {model_seed}" if model_seed == data_seed else f"{model_seed}/{data_seed}"
         left, right = (side.get((model_seed, data_seed)) for side in (mine_at, base_at))
-        problem = trouble(right)
-        if left is not None and left["status"] == "diverged" and not problem:
+        mine_ends, base_ends = trouble(left), trouble(right)
+        if left is not None and mine_ends == "diverged" and not base_ends:
             pairs.diverged.append(f"{name} ({left['id']})")
-        elif problem or trouble(left):
-            which = right if problem else left
-            who = base if problem else mine
+        elif right is not None and base_ends == "diverged" and not mine_ends:
+            pairs.base_diverged.append(f"{name} ({right['id']})")
+        elif mine_ends or base_ends:
+            which, who = (right, base) if base_ends else (left, mine)
             cell = "" if which is None else f" in {which['id']}"
-            what = problem or trouble(left)
+            what = base_ends or mine_ends
             pairs.left_out.append(f"{name} ({who['optimizer'].iloc[0]} {what}{cell})")
-            if not problem and left is not None:
-                pairs.failed.append(name)
+            if not base_ends:
+                (pairs.missing if left is None else pairs.failed).append(name)
             continue
         else:
             assert left is not None
@@ -81,6 +89,23 @@ def pair(mine: pd.DataFrame, base: pd.DataFrame) -> Pairs:
             pairs.differences.append(float(left["final_eval_loss"] - right["final_eval_loss"]))
         pairs.cells += [str(row["id"]) for row in (left, right) if row is not None]
     return pairs
+
+
+def planned(cells: pd.DataFrame, pending: Sequence[Row]) -> tuple[int, int]:
+    """Seeds planned for these cells in all, and planned cells of theirs without a record.
+
+    `pending` are entries of study.json. A label ends in the seed; what stands before it (model,
+    optimizer, length, precision, rate) and the part say to which arm a cell belongs.
+    """
+    arms = {(part, label.rpartition("/")[0])
+            for part, label in zip(cells["part"], cells["label"], strict=True)}  # fmt: skip
+    open_cells = [
+        str(item["label"])
+        for item in pending
+        if (item.get("part"), str(item.get("label")).rpartition("/")[0]) in arms
+    ]
+    seeds = {label.rpartition("/")[2] for label in [*cells["label"], *open_cells]}
+    return len(seeds), len(open_cells)
 
 
 def by_seeds(cells: pd.DataFrame) -> dict[tuple[int, int], Row]:

@@ -82,12 +82,14 @@ def judge(
     values = quantity.measure(pairs)
     low, high = float(values.min()), float(values.max())
     verdict, bound = decide(claim, quantity, low, high)
-    lost = lost_models(claim, optimizer, data)
-    if verdict == "reproduced" and lost:
+    lost, gaps = lost_models(claim, optimizer, data), unmeasured(claim, pairs)
+    if verdict == "reproduced" and (lost or gaps):
         verdict = "inconclusive"
     said = [
         *summary(claim, optimizer, quantity, (low, high), pairs, bound),
         *(["Open, since the subject failed on a model of the claim."] if lost else []),
+        *(["Open, since not all that the claim names was measured."] if gaps else []),
+        *gaps,
         *remarks(claim, large, fitting, quantity),
         *failed(own_failures(claim, optimizer, data)),
     ]
@@ -113,7 +115,8 @@ def summary(
     beside = "" if quantity.at_most else f" beside {claim.baseline}"
     asked = number_text(claim.threshold, quantity.decimals)
     return [
-        f"Counted state of {optimizer}{beside}: {found} on {where(pairs)};",
+        f"Counted state of {optimizer}{beside} (with tables outside it, where recorded): {found}",
+        f"on {where(pairs)};",
         f"the claim asks for {asked} {bound}.",
     ]
 
@@ -138,17 +141,23 @@ def where(pairs: pd.DataFrame) -> str:
     return f"{listed(models)} in {listed(sorted(set(pairs['precision'])))}"
 
 
+def unmeasured(claim: Claim, pairs: pd.DataFrame) -> list[str]:
+    """What the claim names and no cell behind the verdict measured, as sentences."""
+    found = []
+    absent = [name for name in claim.precisions if name not in set(pairs["precision"])]
+    if absent:
+        found.append(f"Not measured: {listed(absent)}.")
+    unseen = [name for name in claim.models if name not in set(pairs["model"])]
+    if unseen:
+        found.append(f"Models of the claim without a record: {listed(unseen)}.")
+    return found
+
+
 def remarks(
     claim: Claim, large: pd.DataFrame, fitting: pd.DataFrame, quantity: Quantity
 ) -> list[str]:
-    """What stands beside the verdict: other precisions, precisions not measured, refused cells."""
+    """What stands beside the verdict: other precisions and refused cells."""
     found: list[str] = []
-    absent = [name for name in claim.precisions if name not in set(fitting["precision"])]
-    if absent:
-        found.append(f"Not measured: {listed(absent)}.")
-    unseen = [name for name in claim.models if name not in set(fitting["model"])]
-    if unseen:
-        found.append(f"Models of the claim without a record: {listed(unseen)}.")
     partnered = large if quantity.at_most else large[large["baseline_bytes"].notna()]
     beside = partnered[partnered["precision"].isin(claim.beside)]
     if not beside.empty:

@@ -5,6 +5,8 @@ from typing import Any
 
 import pandas as pd
 
+from reports.values import capped, metric
+
 COMPARED = ("data_hash", "code_hash", "device", "precision")
 NAMES = {"data_hash": "data hash", "code_hash": "code hash", "planned_steps": "steps"}
 MATCHED = [
@@ -78,23 +80,35 @@ def short(value: Any) -> str:
     return text[:8] if is_hash else text
 
 
+def counted(runs: pd.DataFrame) -> pd.DataFrame:
+    """Cells whose count of the state is whole, with `held_bytes`: the state and its tables.
+
+    A cell that failed may have counted none or a part of its state before it did; only training
+    that diverged had built all of it. Probes under a memory cap ask another question. Tables that
+    an optimizer keeps outside its state count where the record has them.
+    """
+    diverged = runs["status"].eq("diverged") & runs["task"].eq("pretrain")
+    whole = runs[(runs["status"].eq("done") | diverged) & ~capped(runs)]
+    state, tables = metric(whole, "optimizer_state_bytes"), metric(whole, "optimizer_tables_bytes")
+    return whole.assign(held_bytes=state + tables.fillna(0))[state > 0]
+
+
 def match_states(runs: pd.DataFrame, baseline: str, allowed: Sequence[str] = ()) -> pd.DataFrame:
     """Each cell that counted its state, beside a baseline cell of the same model and conditions.
 
-    `allowed` names what the two may differ in (of COMPARED).
+    Bytes are those of `counted`. `allowed` names what the two may differ in (of COMPARED).
 
     Columns: id, optimizer, model, precision, parameters, state_bytes, baseline_id, baseline_bytes
     (missing where there is no partner), reason (why there is none, else empty).
     """
-    counted = runs[runs["optimizer_state_bytes"].notna() & (runs["optimizer_state_bytes"] > 0)]
-    wanted = ["id", "optimizer", "model", *COMPARED, "parameters", "optimizer_state_bytes"]
-    cells = counted[wanted].to_dict("records")
+    wanted = ["id", "optimizer", "model", *COMPARED, "parameters", "held_bytes"]
+    cells = counted(runs)[wanted].to_dict("records")
     partners: dict[str, list[dict[Any, Any]]] = {}
     for cell in cells:
         if cell["optimizer"] == baseline:
             partners.setdefault(cell["model"], []).append(cell)
     rows = [
-        {**cell, "state_bytes": float(cell["optimizer_state_bytes"])}
+        {**cell, "state_bytes": float(cell["held_bytes"])}
         | partner(cell, partners.get(cell["model"], []), baseline, allowed)
         for cell in cells
     ]
@@ -113,7 +127,7 @@ def partner(
     if not same:
         apart = "; ".join(nearest(run, candidates, keys))
         return none | {"reason": f"{run['model']} with {baseline} differs in {apart}"}
-    sizes = sorted({cell["optimizer_state_bytes"] for cell in same})
+    sizes = sorted({cell["held_bytes"] for cell in same})
     if len(sizes) > 1:
         listed = " and ".join(f"{size:.0f}" for size in sizes)
         return none | {"reason": f"{baseline} on {run['model']} counted {listed} bytes"}

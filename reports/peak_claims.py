@@ -15,13 +15,14 @@ GROUP = ("model", "seq_len", "precision", "micro_batch")
 PEAKS = ("peak_first_step_bytes", "peak_steady_step_bytes")
 LEAST_CPU_BYTES = 500_000_000  # below, a resident peak says more about the process than the step
 CPU_ERROR = 0.15
-UNIT = "times (the closest rival's peak over its own)"
+UNIT = "times (the closest rival's peak, weights and gradients included, over its own)"
 
 
 def lowest_peak(claim: Claim, subject: str, optimizer: str, data: StudyData) -> Verdict:
     """The peak during optimizer steps (weights, gradients, state, transients) beside rivals'.
 
-    Weights and gradients are the same for all, so the order is that of optimizer memory. Bytes of
+    Weights and gradients are the same for all, so the order is that of optimizer memory, and the
+    ratio of two peaks understates that of their optimizer memory. Bytes of
     an allocator (CUDA) are exact; resident peaks (CPU) count from 500 MB on and within 15 %: a
     smaller lead decides nothing. Reproduced needs a record of every rival.
     """
@@ -83,8 +84,9 @@ def judge_group(
     rows = measured.sort_values("step_peak").to_dict("records")
     others = listed(f"{row['optimizer']} {byte_text(row['step_peak'])}" for row in rows)
     sentence = (
-        f"At {scope} the peak during a step is {byte_text(best['step_peak'])} with "
-        f"{best['optimizer']}; {others}. The closest takes {number_text(lead, 2)} times as much."
+        f"At {scope} the peak during a step, weights and gradients included, is "
+        f"{byte_text(best['step_peak'])} with {best['optimizer']}; {others}. "
+        f"The closest takes {number_text(lead, 2)} times as much."
     )
     return answer(
         claim, subject, data, verdict, " ".join([sentence, why, *notes]), scope=scope,

@@ -19,6 +19,9 @@ from reports.load import CURVE_COLUMNS, METRICS_ALWAYS_PRESENT, ReportError, Stu
 STATE_FILE = "robustness.json"
 # Names of the records' forms of the library as optimizers; others keep their form's name.
 FORMS = {("factored", 8): "gefen", ("factored", 4): "gefen_4bit"}
+# Names of published models in robustness.json as files of configs/model.
+MODELS = {"Llama-3 8B": "llama3_8b", "Qwen3 0.6B": "qwen3_600m", "Qwen3 8B": "qwen3_8b"}
+MODELS |= {"GPT-2 124M": "gpt2_124m", "Mixtral 8x7B": "mixtral_8x7b"}
 COLUMNS = (
     *("id", "part", "label", "status", "error", "optimizer", "model", "seq_len", "precision"),
     *("seed", "model_seed", "data_seed", "task", "planned_steps", "eval_split", "config"),
@@ -115,9 +118,37 @@ def step_rows(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
                 metrics = {key: entry.get(key) for key in METRICS_ALWAYS_PRESENT if key in entry}
                 head = {"id": pointer, "label": f"{condition['model']}/{name}/{turn}"}
                 rows.append({**shared, **seeds, **done, **head, "optimizer": name, **metrics})
+        rows += failed_rows(condition, f"/conditions/{number}/failed_processes", shared)
     if not rows:
         raise ReportError(f"{folder} has no finished process.")
     return rows, {"command": provenance.get("command"), "title": "Times of optimizer steps"}
+
+
+def failed_rows(
+    condition: dict[str, Any], pointer: str, shared: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """A row for each candidate of each process of gefen-step that gave nothing (a timeout, say)."""
+    first = len(condition["runs"])
+    threads = condition["runs"][0].get("threads") if condition["runs"] else None
+    names = dict.fromkeys(
+        name
+        for run in condition["runs"]
+        for name in [*run["candidates"], *(run.get("failed") or {})]
+    )
+    return [
+        {
+            **shared,
+            **dict.fromkeys(("seed", "model_seed", "data_seed"), first + index),
+            "threads": threads,
+            "status": "crashed",
+            "error": str(error),
+            "id": f"{pointer}/{index} for {name}",
+            "label": f"{condition['model']}/{name}/{first + index}",
+            "optimizer": name,
+        }
+        for index, error in enumerate(condition.get("failed_processes", []))
+        for name in names
+    ]
 
 
 def state_rows(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -134,7 +165,8 @@ def state_rows(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
             "status": "done",
             "error": "",
         }
-        row |= {"optimizer": name, "model": entry["model"], "parameters": entry["parameters"]}
+        model = MODELS.get(entry["model"], entry["model"])
+        row |= {"optimizer": name, "model": model, "parameters": entry["parameters"]}
         row |= {"optimizer_state_bytes": float(entry["created_bytes"]), "task": "state"}
         row |= {"optimizer_state_predicted_bytes": float(entry["closed_form_bytes"])}
         # Such state is float32 and uint8 whatever the model's dtype, which is bfloat16 there.

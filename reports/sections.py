@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from reports.breakdown import audit_view
+from reports.byte_audit import audit_view
 from reports.capacity import capacity_view
 from reports.figures import Drawn
 from reports.load import StudyData
@@ -31,18 +31,21 @@ AUDIT = (
     "registry's formula, within 0.5 %. Checkpoint: the size of the serialised state, up to 2 % and "
     "64 KiB above. Peak increase: the peak of the steady optimizer steps less parameters and "
     "gradients; it holds the state and whatever lives during a step, so it must not be more than "
-    "2 % below the count, and what it is above is named. On a CPU states below 500 MB are too "
-    "small to judge by resident memory."
+    "2 % below the count, and what it is above is named. Outside: tensors that the optimizer keeps "
+    "elsewhere than in its state, named above 1 MiB. On a CPU a peak is judged by its difference "
+    "to the baseline's in the same conditions, where what the process itself takes cancels, and "
+    "differences below 500 MB are too small to judge by resident memory."
 )
 TARGETS = (
-    "Where the mean curve over finished seeds first crosses the target, linear between "
-    "evaluations. AdamW's own mean final loss is its target at the end of its schedule; a crossing "
-    "inside a schedule that was planned for more steps is no substitute for a shorter schedule."
+    "Where the curve of each finished seed first crosses the target, linear between evaluations; "
+    "means over seeds where all cross, and the ratio of tokens paired by seed. AdamW's own last "
+    "evaluation is the target of the same seed; a crossing inside a schedule that was planned for "
+    "more steps is no substitute for a shorter schedule."
 )
 SPEED = (
-    "Medians over finished cells. A dash: not recorded, or no counter on this machine. Processes "
-    "of different optimizers were not interleaved; in brackets 95 % intervals over 5 or more "
-    "processes."
+    "Medians over finished cells. A dash: not recorded, or no counter on this machine. In brackets "
+    "95 % intervals over 5 or more processes, only where the two optimizers took turns; elsewhere "
+    "a change of the machine's load would count for one side only."
 )
 
 

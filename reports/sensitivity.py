@@ -84,7 +84,7 @@ def rates_view(groups: list[pd.DataFrame], labels: dict[str, str]) -> pd.DataFra
                     "seq": group["seq_len"].iloc[0],
                     "precision": group["precision"].iloc[0],
                     "best rate": DASH if known is None else f"{known['rate']:.3g}",
-                    "loss there": DASH
+                    "loss there (chosen on it)": DASH
                     if known is None
                     else number_text(known["final_eval_loss"], 4),
                     "rate: mean final loss": "; ".join(entries),
@@ -118,6 +118,7 @@ def stability_view(cells: pd.DataFrame, labels: dict[str, str]) -> pd.DataFrame:
                 "diverged": str((status == "diverged").sum()),
                 "other failures": str((~status.isin(["done", "diverged"])).sum()),
                 "loss spikes": DASH if total.isna().all() else number_text(total.sum(), 0),
+                "counted from step": first_counted(group),
                 "deepest, nats": digits(max(depths)) if depths else DASH,
                 "longest recovery, steps": recovery + (f", {lasting} lasting" if lasting else ""),
                 "largest update RMS": largest_update(group),
@@ -133,6 +134,12 @@ def spikes_of(group: pd.DataFrame) -> list[dict[str, Any]]:
         return []
     lists = [value for value in group["loss_spikes"] if isinstance(value, list)]
     return [spike for spikes in lists for spike in spikes if isinstance(spike, dict)]
+
+
+def first_counted(group: pd.DataFrame) -> str:
+    """The first step (from 0) whose loss could count as a spike; a dash in older records."""
+    starts = metric(group, "loss_spikes_from_step").dropna().unique()
+    return ", ".join(number_text(float(start), 0) for start in sorted(starts)) or DASH
 
 
 def largest_update(group: pd.DataFrame) -> str:

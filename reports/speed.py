@@ -9,11 +9,13 @@ from reports.pairing import COMPARED
 from reports.statistics import ratio_interval
 from reports.style import conditions, styles
 from reports.text import DASH, TIMES, digits, missing, ms_text, number_text
-from reports.values import baseline_variant, metric, words
+from reports.turns import not_in_turns
+from reports.values import baseline_variant, metric, setting, words
 
 PANEL = ["task", "model", "seq_len", "precision"]
 SEEDS = ("model_seed", "data_seed")
-Timed = dict[Any, tuple[float, str]]  # seconds and id by seeds
+STEP, CLOCK = "step_median_seconds", ("started_utc", "finished_utc")
+SIZES = ("micro_batch", "grad_accumulation")
 LEAST = 5  # processes for an interval
 STARTUP = ("process", "import", "data", "model")
 TIMED = (
@@ -31,49 +33,49 @@ def ratios(runs: pd.DataFrame, baseline: str = BASELINE) -> pd.DataFrame:
     """Median step time over the baseline's, paired by seed within one condition.
 
     Columns: the condition, variant, optimizer, ratio (geometric mean), lower, upper (95 % t
-    interval on the logs; nan below five processes), n, ids.
+    interval on the logs; nan below five pairs, where a side ran several cells of one seed, and
+    where the processes did not take turns, which `why_no_interval` says), n (seeds), ids.
     """
     found: list[dict[str, Any]] = []
-    needed = [*PANEL, *COMPARED[:3], "optimizer", "variant", "status", "final_eval_loss"]
-    usable = (runs["status"] == "done") & (metric(runs, "step_median_seconds") > 0)
-    timed = runs.loc[usable, [*needed, *SEEDS, "step_median_seconds", "id"]]
-    for group in conditions(timed, [*PANEL, *COMPARED[:3]]) if not timed.empty else []:
+    sizes = {key: pd.to_numeric(setting(runs, key)).fillna(1) for key in SIZES}
+    needed = [*PANEL, *COMPARED[:3], "threads", "optimizer", "variant", "status", *CLOCK]
+    usable = (runs["status"] == "done") & (metric(runs, STEP) > 0)
+    timed = runs.loc[usable, [*needed, "final_eval_loss", *SEEDS, STEP, "id"]].assign(**sizes)
+    keys = [*PANEL, *COMPARED[:3], "threads", *SIZES]
+    for group in conditions(timed, keys) if not timed.empty else []:
         name = baseline_variant(group, baseline)
-        times = by_seed(group)
-        for variant, optimizer in dict(
-            zip(group["variant"], group["optimizer"], strict=True)
-        ).items():
-            row = ratio(times[variant], times[name]) if name not in (None, variant) else {}
+        owners = dict(zip(group["variant"], group["optimizer"], strict=True))
+        for variant, optimizer in owners.items():
+            sides = [group[group["variant"] == key] for key in (variant, name)]
+            row = ratio(*sides) if name not in (None, variant) else {}
             if row:
-                keys = {key: group[key].iloc[0] for key in PANEL}
-                found.append({**keys, "optimizer": optimizer, "variant": variant, **row})
-    columns = [*PANEL, "optimizer", "variant", "ratio", "lower", "upper", "n", "ids"]
-    return pd.DataFrame(found, columns=columns)
+                same = {key: group[key].iloc[0] for key in [*PANEL, *SIZES, "threads"]}
+                found.append({**same, "optimizer": optimizer, "variant": variant, **row})
+    columns = [*PANEL, *SIZES, "threads", "optimizer", "variant", "ratio", "lower", "upper", "n"]
+    return pd.DataFrame(found, columns=[*columns, "why_no_interval", "ids"])
 
 
-def by_seed(group: pd.DataFrame) -> dict[Any, Timed]:
-    """Median step time and id of each cell by variant and seeds."""
-    found: dict[Any, Timed] = {}
-    columns = [group[name] for name in ("variant", *SEEDS, "step_median_seconds", "id")]
-    for variant, model_seed, data_seed, seconds_, cell in zip(*columns, strict=True):
-        found.setdefault(variant, {}).setdefault((model_seed, data_seed), (seconds_, cell))
-    return found
-
-
-def ratio(mine: Timed, other: Timed) -> dict[str, Any]:
-    """The ratio paired by seeds; empty where no seed is shared."""
-    shared = [seeds for seeds in mine if seeds in other]
-    if not shared:
+def ratio(mine: pd.DataFrame, other: pd.DataFrame) -> dict[str, Any]:
+    """The ratio paired by seeds, cells of one seed by their median; empty without a shared seed."""
+    pairs = mine.merge(other, on=list(SEEDS), suffixes=("", "_base"))
+    if pairs.empty:
         return {}
-    times, others = [mine[seeds][0] for seeds in shared], [other[seeds][0] for seeds in shared]
-    stat = ratio_interval(times, others)
-    enough = stat.n >= LEAST
+    times = pairs.groupby(list(SEEDS), sort=False)[[STEP, f"{STEP}_base"]].median()
+    stat = ratio_interval(times[STEP].tolist(), times[f"{STEP}_base"].tolist())
+    why = ""
+    if stat.n < LEAST:
+        why = f"fewer than {LEAST} pairs"
+    elif len(pairs) > len(times):
+        why = "several cells have the same seeds"
+    else:
+        why = not_in_turns(pairs)
     return {
         "ratio": stat.estimate,
-        "lower": stat.lower if enough else float("nan"),
-        "upper": stat.upper if enough else float("nan"),
+        "lower": float("nan") if why else stat.lower,
+        "upper": float("nan") if why else stat.upper,
         "n": stat.n,
-        "ids": tuple(part[seeds][1] for part in (mine, other) for seeds in shared),
+        "why_no_interval": why,
+        "ids": tuple(dict.fromkeys([*pairs["id"], *pairs["id_base"]])),
     }
 
 
@@ -81,7 +83,9 @@ def speed_view(runs: pd.DataFrame) -> pd.DataFrame:
     """Medians over finished cells in human units, a row a condition and variant."""
     looks, table = styles(runs), ratios(runs)
     keys = [*PANEL, "variant"]
-    by = {tuple(row[key] for key in keys): row for row in table.to_dict("records")}
+    by: dict[Any, list[dict[Any, Any]]] = {}
+    for row in table.to_dict("records"):
+        by.setdefault(tuple(row[key] for key in keys), []).append(row)
     middles = medians(runs, keys, TIMED)
     rows = []
     for key, cells in runs.groupby(keys, sort=False, dropna=False):
@@ -90,7 +94,7 @@ def speed_view(runs: pd.DataFrame) -> pd.DataFrame:
         line: dict[str, Any] = {"optimizer": looks[str(variant)].label, "task": task}
         line |= {"model": model, "seq": seq_len, "precision": precision, "n": counted(cells)}
         line |= step_words(middle)
-        line |= {f"{TIMES} AdamW": ratio_text(by.get(key))}
+        line |= {f"{TIMES} AdamW": ratio_text(by.get(key, []))}
         line |= {
             "tokens/s": number_text(middle["tokens_per_second"], 0),
             "energy J": energy(middle["energy_joules"], cells),
@@ -130,14 +134,14 @@ def counted(cells: pd.DataFrame) -> str:
     return ", ".join([str((cells["status"] == "done").sum()), *words_of])
 
 
-def ratio_text(row: dict[Any, Any] | None) -> str:
-    """4.97 (4.51 to 5.47); without an interval below five processes."""
-    if row is None:
-        return DASH
-    text = digits(row["ratio"])
-    if missing(row["lower"]):
-        return text
-    return f"{text} ({digits(row['lower'])} to {digits(row['upper'])})"
+def ratio_text(rows: list[dict[Any, Any]]) -> str:
+    """4.97 (4.51 to 5.47), without an interval where there is none; one for each batch size."""
+    texts = []
+    for row in rows:
+        known = not missing(row["lower"])
+        bounds = f" ({digits(row['lower'])} to {digits(row['upper'])})" if known else ""
+        texts.append(digits(row["ratio"]) + bounds)
+    return "; ".join(texts) or DASH
 
 
 def energy(value: float, cells: pd.DataFrame) -> str:

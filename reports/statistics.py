@@ -29,7 +29,7 @@ class PairedTest:
     """One-sided test of a mean difference against `margin`.
 
     `lower` and `upper` are one-sided bounds, each at 1 - alpha; `p_value` is for the null
-    hypothesis "the mean difference is at least the margin".
+    hypothesis "the mean difference is at least the margin", `p_refuted` for "it is at most that".
     """
 
     estimate: float
@@ -42,6 +42,7 @@ class PairedTest:
     alpha: float
     p_value: float
     verdict: str
+    p_refuted: float
 
 
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
@@ -78,7 +79,23 @@ def one_sided(differences: Sequence[float], margin: float, alpha: float) -> Pair
     p = tail(mean - margin, error, n - 1)
     lower, upper = mean - half, mean + half
     verdict = "reproduced" if upper < margin else "refuted" if lower > margin else "inconclusive"
-    return PairedTest(mean, sd, n, n - 1, lower, upper, margin, alpha, p, verdict)
+    opposite = tail(margin - mean, error, n - 1)
+    return PairedTest(mean, sd, n, n - 1, lower, upper, margin, alpha, p, verdict, opposite)
+
+
+def sign_test(worse: int, better: int) -> float:
+    """One-sided exact sign test: P(at least `worse` of the discordant pairs) when p = 1/2."""
+    return float(stats.binom.sf(worse - 1, worse + better, 0.5))
+
+
+def upper_sd(sd: float, n: int, confidence: float = 0.8) -> float:
+    """Upper limit of the true standard deviation, from that of n normal values (chi-squared).
+
+    Raises `ValueError` for fewer than two values.
+    """
+    if n < 2:
+        raise ValueError(f"{n} values have no spread.")
+    return sd * math.sqrt((n - 1) / float(stats.chi2.ppf(1 - confidence, n - 1)))
 
 
 def power(n: int, distance: float, sd: float, alpha: float = 0.05) -> float:

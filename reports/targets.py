@@ -1,78 +1,123 @@
-"""Tokens and seconds until the mean held-out loss reaches a target, from curves."""
+"""Tokens and seconds until the held-out loss of each seed reaches a target, from its curve."""
 
+import math
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from harness.crossing import first_crossing
 from reports.load import BASELINE
 from reports.loss_figures import PANEL, Curves, trained
+from reports.statistics import ratio_interval
 from reports.style import conditions, styles
-from reports.text import DASH, number_text
+from reports.text import DASH, digits, number_text, plural
 from reports.values import baseline_variant, setting
 
 SPLIT = ["planned_steps", "eval_split"]
+SEEDS = ["model_seed", "data_seed"]
 NEVER = "not reached"
+LEAST = 5  # pairs for an interval
+Seeds = tuple[int, int]
+Crossings = dict[Seeds, tuple[float, float]]  # tokens and seconds by seeds, nan where never
 
 
 def targets(runs: pd.DataFrame, curves: Curves, baseline: str = BASELINE) -> pd.DataFrame:
     """A row a condition, target and variant.
 
-    Targets are the baseline's mean final loss in that condition and every `task.target_loss` that
-    its cells set. `tokens` and `seconds` are where the mean curve over finished seeds first
-    crosses the target, linear between evaluations, nan where it never does; `reached` of `n`
-    seeds cross it alone.
+    Targets are every `task.target_loss` that the cells set, and for each seed the last evaluation
+    of the baseline with that seed (`target` is then their mean). A crossing is
+    `harness.crossing.first_crossing` of one finished cell's curve, as in its record. `tokens` and
+    `seconds` are means over the n seeds with a target, nan unless all of them cross it (the
+    `reached` ones alone would be a selection). `ratio`, `lower` and `upper` compare tokens with the
+    baseline's, paired by seed, where both cross: geometric mean and 95 % t interval on logs.
     """
     found: list[dict[str, Any]] = []
     shown = trained(runs, curves)
-    shown = shown[shown["status"] == "done"]
+    shown = shown[shown["status"] == "done"].drop_duplicates(["variant", *SEEDS, *PANEL, *SPLIT])
     for group in conditions(shown, [*PANEL, *SPLIT]) if not shown.empty else []:
-        for origin, target in targets_of(group, baseline):
-            for variant, cells in group.groupby("variant", sort=False):
+        name = baseline_variant(group, baseline)
+        for origin, goals in targets_of(group, curves, name):
+            crossed = {
+                variant: crossings(cells, curves, goals)
+                for variant, cells in group.groupby("variant", sort=False)
+            }
+            base = {} if name is None else crossed.get(name, {})
+            for variant, own in crossed.items():
                 row = {key: group.iloc[0][key] for key in [*PANEL, *SPLIT]}
-                row |= {"variant": variant, "origin": origin, "target": target}
-                found.append(row | crossing(curves, cells["id"], target))
+                row |= {"variant": variant, "origin": origin}
+                row |= {"target": float(np.mean(list(goals.values())))} | summary(own)
+                row |= compared(own, base if variant != name else {})
+                cells = group.loc[group["variant"] == variant, "id"]
+                found.append(row | {"cells": tuple(cells)})
     return pd.DataFrame(found)
 
 
-def targets_of(group: pd.DataFrame, baseline: str) -> list[tuple[str, float]]:
-    """The targets of one condition with where they come from, nats/token."""
+def targets_of(
+    group: pd.DataFrame, curves: Curves, name: str | None
+) -> list[tuple[str, dict[Seeds, float]]]:
+    """The targets of one condition, nats/token by seeds, with where they come from."""
     found = []
-    name = baseline_variant(group, baseline)
     if name is not None:
-        final = group.loc[group["variant"] == name, "final_eval_loss"].mean()
-        if np.isfinite(final):
-            found.append((f"mean final loss of {name}", float(final)))
+        own = {
+            seeds: float(curves.one(cell).iloc[-1])
+            for seeds, cell in by_seeds(group[group["variant"] == name]).items()
+        }
+        found.append((f"last evaluation of {name}, same seed", own))
     given = setting(group, "task", "target_loss").dropna().unique()
-    return found + [("task.target_loss", float(value)) for value in sorted(given)]
+    everyone = by_seeds(group)
+    return found + [
+        ("task.target_loss", dict.fromkeys(everyone, float(value))) for value in sorted(given)
+    ]
 
 
-def crossing(curves: Curves, ids: pd.Series, target: float) -> dict[str, Any]:
-    """Where the mean over seeds crosses `target`, and how many seeds do so alone."""
-    losses = curves.of(ids)
-    mean = losses.mean(axis=1).to_numpy()
-    across = {name: curves.of(ids, name).mean(axis=1).to_numpy() for name in
-              ("tokens", "train_seconds")}  # fmt: skip
+def by_seeds(cells: pd.DataFrame) -> dict[Seeds, str]:
+    """The id of the cell of each pair of seeds."""
+    seeds = zip(cells["model_seed"], cells["data_seed"], strict=True)
+    return dict(zip(seeds, cells["id"], strict=True))
+
+
+def crossings(cells: pd.DataFrame, curves: Curves, goals: dict[Seeds, float]) -> Crossings:
+    """Tokens and seconds until each cell, whose seeds have a target, crosses it."""
+    found = {}
+    for seeds, cell in by_seeds(cells).items():
+        if seeds in goals:
+            losses = curves.one(cell)
+            places = [
+                first_crossing(
+                    curves.one(cell, axis).loc[losses.index].tolist(),
+                    losses.tolist(),
+                    goals[seeds],
+                )
+                for axis in ("tokens", "train_seconds")
+            ]
+            tokens, seconds = (math.nan if place is None else place for place in places)
+            found[seeds] = (tokens, seconds)
+    return found
+
+
+def summary(own: Crossings) -> dict[str, Any]:
+    """Means over seeds, and how many of them cross."""
+    table = np.array(list(own.values())).reshape(-1, 2)
+    tokens, seconds = table.mean(axis=0) if len(table) else (math.nan, math.nan)
     return {
-        "tokens": first_crossing(across["tokens"], mean, target),
-        "seconds": first_crossing(across["train_seconds"], mean, target),
-        "reached": int((losses.min(axis=0) <= target).sum()),
-        "n": losses.shape[1],
-        "cells": tuple(ids),
+        "tokens": float(tokens),
+        "seconds": float(seconds),
+        "reached": int(np.isfinite(table[:, 0]).sum()),
+        "n": len(table),
     }
 
 
-def first_crossing(x: np.ndarray, y: np.ndarray, target: float) -> float:
-    """The first `x` at which `y`, linear between its points, is at or below `target`; else nan."""
-    tolerance = 1e-12 * max(1.0, abs(target))  # the mean curve ends at the target exactly
-    below = np.flatnonzero(y <= target + tolerance)
-    if not len(below):
-        return float("nan")
-    at = int(below[0])
-    if at == 0:
-        return float(x[0])
-    share = (y[at - 1] - target) / (y[at - 1] - y[at])
-    return float(x[at - 1] + min(1.0, share) * (x[at] - x[at - 1]))
+def compared(own: Crossings, base: Crossings) -> dict[str, Any]:
+    """Tokens over the baseline's, paired by seed; without an interval below five pairs."""
+    pairs = [(own[seeds][0], base[seeds][0]) for seeds in own if seeds in base]
+    pairs = [pair for pair in pairs if min(pair) > 0]  # nan is not
+    nothing = {"ratio": math.nan, "lower": math.nan, "upper": math.nan, "pairs": len(pairs)}
+    if not pairs:
+        return nothing
+    stat = ratio_interval([mine for mine, _ in pairs], [other for _, other in pairs])
+    bounds = {"lower": stat.lower, "upper": stat.upper} if stat.n >= LEAST else {}
+    return nothing | {"ratio": stat.estimate} | bounds
 
 
 def targets_view(runs: pd.DataFrame, curves: Curves, baseline: str = BASELINE) -> pd.DataFrame:
@@ -90,7 +135,17 @@ def targets_view(runs: pd.DataFrame, curves: Curves, baseline: str = BASELINE) -
                 "target": f"{number_text(row['target'], 4)} ({row['origin']})",
                 "million tokens": NEVER if missed else number_text(row["tokens"] / 1e6, 3),
                 "seconds": NEVER if missed else number_text(row["seconds"], 1),
+                "tokens over AdamW's": ratio_text(row),
                 "seeds that reach it": f"{row['reached']} of {row['n']}" if row["n"] else DASH,
             }
         )
     return pd.DataFrame(rows)
+
+
+def ratio_text(row: dict[Any, Any]) -> str:
+    """0.92 (0.85 to 0.99), 5 pairs."""
+    if np.isnan(row["ratio"]):
+        return DASH
+    known = not np.isnan(row["lower"])
+    bounds = f" ({digits(row['lower'])} to {digits(row['upper'])})" if known else ""
+    return f"{digits(row['ratio'])}{bounds}, {plural(row['pairs'], 'pair')}"

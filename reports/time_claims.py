@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -10,9 +11,12 @@ from reports.claims import Claim, Verdict, answer
 from reports.combine import overall
 from reports.failed_cells import uncapped
 from reports.load import StudyData
+from reports.loss_claims import interim
+from reports.loss_pairs import planned
 from reports.pairing import compared, nearest, unfinished, warning
-from reports.statistics import Interval, ratio_interval, required_n
-from reports.text import TIMES, listed, number_text
+from reports.statistics import Interval, ratio_interval, required_n, tail, upper_sd
+from reports.text import TIMES, listed, number_text, plural
+from reports.turns import not_in_turns
 
 SEEDS = ["model_seed", "data_seed"]
 GROUP = ("model", "seq_len", "precision", "threads")
@@ -37,13 +41,21 @@ def step_time(claim: Claim, subject: str, optimizer: str, data: StudyData) -> Ve
         fitting = fitting[fitting[key].isin(wanted)] if wanted else fitting
     if fitting.empty:
         return answer(claim, subject, data, "not tested", why_untested(claim, optimizer, mine))
-    parts = []
-    groups = [*GROUP, *compared(claim.allow_different)]
-    for baseline in claim.baselines or [claim.baseline]:
-        base = timed[named(timed, baseline)]
-        for _, group in fitting.groupby(list(dict.fromkeys(groups)), dropna=False, sort=True):
-            parts.append(judge_group(claim, subject, group, base, baseline, data))
-    return overall(claim, subject, data, tuple(parts), upper_bound)
+    keys = list(dict.fromkeys([*GROUP, *compared(claim.allow_different)]))
+    groups = [group for _, group in fitting.groupby(keys, dropna=False, sort=True)]
+    names = claim.baselines or [claim.baseline]
+    conditions = len(groups) * len(names)
+    parts = [
+        judge_group(claim, subject, group, timed[named(timed, name)], name, data, conditions)
+        for name in names
+        for group in groups
+    ]
+    found = overall(claim, subject, data, tuple(parts), upper_bound, lower_bound, ALPHA)
+    unseen = [name for name in claim.models if name not in set(fitting["model"])]
+    if found.verdict != "reproduced" or not unseen:
+        return found
+    sentence = f"{found.sentence} Open: models of the claim without a record: {listed(unseen)}."
+    return replace(found, verdict="inconclusive", sentence=sentence)
 
 
 def named(runs: pd.DataFrame, name: str) -> "pd.Series[bool]":
@@ -71,10 +83,21 @@ def upper_bound(verdict: Verdict) -> float:
     return math.inf if verdict.estimate is None else verdict.estimate
 
 
+def lower_bound(verdict: Verdict) -> float:
+    """How clearly a condition refutes."""
+    return verdict.interval[0] if verdict.interval else -math.inf
+
+
 def judge_group(
-    claim: Claim, subject: str, mine: pd.DataFrame, base: pd.DataFrame, name: str, data: StudyData
+    claim: Claim,
+    subject: str,
+    mine: pd.DataFrame,
+    base: pd.DataFrame,
+    name: str,
+    data: StudyData,
+    conditions: int = 1,
 ) -> Verdict:
-    """One condition: pair the turns, check that they are turns, and judge the ratio."""
+    """One of `conditions`: pair the turns, check that they are turns, and judge the ratio."""
     first = mine.iloc[0]
     scope = f"{first['model']}, {first['precision']}, {first['device']}, against {name}"
 
@@ -96,20 +119,38 @@ def judge_group(
         cells = (*mine["id"], *same["id"])
         sentence = f"At {scope} several cells have the same seeds, so turns cannot be told apart."
         return open_answer("not tested", sentence, cells=cells)
-    turns = mine.merge(same, on=SEEDS, suffixes=("", "_base"))
+    found = judge_turns(claim, mine, same, scope, open_answer, conditions)
+    return interim(found, *planned(pd.concat([mine, same]), data.pending))
+
+
+def judge_turns(
+    claim: Claim,
+    mine: pd.DataFrame,
+    base: pd.DataFrame,
+    scope: str,
+    respond: Callable[..., Verdict],
+    conditions: int,
+) -> Verdict:
+    """The turns of one condition: those with both times, if they were turns, and their ratio."""
+    turns = mine.merge(base, on=SEEDS, suffixes=("", "_base"))
     turns = turns[turns[SECONDS].gt(0) & turns[f"{SECONDS}_base"].gt(0)]
-    notes = [f"Without a result: {'; '.join(names)}." for names in
-             [unfinished(pd.concat([mine, same]))] if names]  # fmt: skip
-    notes += filter(None, [warning(mine, same, claim.allow_different)])
+    failed = unfinished(pd.concat([mine, base]))
+    notes = [f"Without a result: {'; '.join(failed)}."] if failed else []
+    notes += filter(None, [warning(mine, base, claim.allow_different)])
     if turns.empty:
         sentence = f"At {scope} no turn has both times."
-        return open_answer("not tested", " ".join([sentence, *notes]))
+        return respond("not tested", " ".join([sentence, *notes]))
     cells = tuple(dict.fromkeys([*turns["id"], *turns["id_base"]]))
-    if not interleaved(turns):
-        sentence = f"At {scope} the processes did not take turns: a load of the machine would count"
-        return open_answer("not tested", f"{sentence} for one side only.", cells=cells)
-    found = ratio_interval(turns[SECONDS].tolist(), turns[f"{SECONDS}_base"].tolist())
-    return judge_ratio(claim, found, cells, notes, scope, open_answer)
+    mixed = not_in_turns(turns)
+    if mixed:
+        sentence = f"At {scope} the processes did not take turns, so a load of the machine could"
+        return respond("not tested", f"{sentence} count for one side: {mixed}.", cells=cells)
+    ratio = ratio_interval(turns[SECONDS].tolist(), turns[f"{SECONDS}_base"].tolist())
+    found = judge_ratio(claim, ratio, cells, notes, scope, respond, conditions)
+    if failed and found.verdict == "reproduced":
+        sentence = f"{found.sentence} Open, since turns of the claim failed."
+        return replace(found, verdict="inconclusive", sentence=sentence)
+    return found
 
 
 def judge_ratio(
@@ -119,12 +160,15 @@ def judge_ratio(
     notes: list[str],
     scope: str,
     respond: Callable[..., Verdict],
+    conditions: int = 1,
 ) -> Verdict:
     """The verdict on one ratio with its interval."""
     assert claim.threshold is not None
     limit = claim.threshold
     is_bounded = not math.isnan(found.upper)
-    verdict, why = decide(claim, found, limit)
+    verdict, why = decide(claim, found, limit, conditions)
+    error = found.sd / math.sqrt(found.n)
+    p = tail(math.log(limit / found.estimate), error, found.n - 1) if is_bounded else None
     bounds = (
         f"95 % interval {number_text(found.lower, 2)} to {number_text(found.upper, 2)}"
         if is_bounded
@@ -138,11 +182,11 @@ def judge_ratio(
         verdict, " ".join([sentence, *notes]), estimate=found.estimate,
         interval=(found.lower, found.upper) if is_bounded else None,
         interval_kind="95 % interval on logs" if is_bounded else "", margin=limit, unit=UNIT,
-        n=found.n, n_of="turns", cells=cells,
+        n=found.n, n_of="turns", cells=cells, p_refuted=p,
     )  # fmt: skip
 
 
-def decide(claim: Claim, found: Interval, limit: float) -> tuple[str, str]:
+def decide(claim: Claim, found: Interval, limit: float, conditions: int = 1) -> tuple[str, str]:
     """The verdict of an interval beside the limit, why, and how many turns would settle it."""
     if found.n >= claim.min_seeds and found.upper <= limit:
         return "reproduced", "The upper bound is within it."
@@ -152,23 +196,25 @@ def decide(claim: Claim, found: Interval, limit: float) -> tuple[str, str]:
     why = few if found.n < claim.min_seeds else "The interval encloses it."
     if math.isnan(found.upper):
         return "inconclusive", why
-    n = required_n(found.sd, abs(math.log(limit / found.estimate)), ALPHA, claim.power)
-    count = "more than 100,000" if n is None else f"{max(n, claim.min_seeds):,}"
-    need = f"{claim.power:.0%} power takes {count} turns if the true ratio is the observed one."
-    return "inconclusive", f"{why} {need}"
+    return "inconclusive", f"{why} {turns_needed(claim, found, limit, conditions)}"
 
 
-def interleaved(turns: pd.DataFrame) -> bool:
-    """Whether each turn had started both of its processes before the next turn began.
+def turns_needed(claim: Claim, found: Interval, limit: float, conditions: int) -> str:
+    """Fresh turns for the planned power if the true ratio is the observed one.
 
-    Turns inside one process, and records without a start, are taken at their word.
+    At the upper 80 % limit of the spread. Reproduced takes all conditions, each then at
+    power ** (1 / conditions); refuted takes one, at alpha / conditions.
     """
-    if (turns["id"].str.contains("/") | turns["started_utc"].isna()).any() or len(turns) < 2:
-        return True
-    starts = turns[["started_utc", "started_utc_base"]].apply(pd.to_datetime, utc=True)
-    ordered = starts.assign(first=starts.min(axis=1), last=starts.max(axis=1)).sort_values("first")
-    return bool(
-        (ordered["last"].iloc[:-1].to_numpy() <= ordered["first"].iloc[1:].to_numpy()).all()
+    sd, distance = upper_sd(found.sd, found.n), math.log(limit / found.estimate)
+    if distance > 0:
+        target, word, alpha = claim.power ** (1 / conditions), "reproduce", ALPHA
+    else:
+        target, word, alpha = claim.power, "refute", ALPHA / conditions
+    n = required_n(sd, abs(distance), alpha, target)
+    count = "more than 100,000" if n is None else plural(max(n, claim.min_seeds), "fresh turn")
+    return (
+        f"At the upper 80% limit of the spread {target:.0%} power to {word} takes {count} "
+        "judged alone, if the true ratio is the observed one."
     )
 
 

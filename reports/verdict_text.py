@@ -51,7 +51,8 @@ def one_verdict(verdict: Verdict, with_cells: bool) -> list[str]:
     """A verdict, its conditions and on request its cells and command."""
     head = f"{verdict.verdict.upper():<13}{verdict.claim} ({verdict.subject})"
     estimate = estimate_text(verdict)
-    lines = [wrapped(head + (f": {estimate}" if estimate else ""))]
+    place = f" [{verdict.tested}]" if verdict.tested else ""
+    lines = [wrapped(head + place + (f": {estimate}" if estimate else ""))]
     lines.append(wrapped(verdict.sentence, "    "))
     if len(verdict.parts) > 1:
         for part in verdict.parts:

@@ -70,8 +70,8 @@ def make_record(optimizer: str, **given: Any) -> store.Record:
 def memory_record(optimizer: str, parameters: int = GPT2, **given: Any) -> store.Record:
     """A memory cell whose bytes follow from bytes per parameter."""
     given = {"model": "gpt2_124m", "part": "memory", "kind": "memory"} | given
-    state = int(given.pop("state_bytes", parameters * STATE[optimizer]))
-    step = STEP[optimizer] * parameters / GPT2
+    state = int(given.pop("state_bytes", parameters * STATE.get(optimizer, 0)))
+    step = STEP.get(optimizer, 0.1) * parameters / GPT2
     metrics: dict[str, Any] = {
         "parameters": parameters,
         "parameter_bytes": 4 * parameters,

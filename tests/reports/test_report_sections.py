@@ -5,26 +5,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
 
 from harness.store import Record
 from reports.app import report_main
-from reports.breakdown import disagreement, moments
+from reports.breakdown import moments
 from reports.capacity import capacity
 from reports.figures import draw_all
 from reports.load import load
-from reports.loss_figures import Curves
 from reports.sensitivity import arms, at_best_rates, best_rates, rate_groups, stability_view
-from reports.speed import ratios, speed_view
+from reports.speed import speed_view
 from reports.style import styles
-from reports.targets import first_crossing, targets
 from reports.text import DASH
 
 Maker = Callable[..., Record]
-GB = 10**9
 
 
 @pytest.mark.parametrize("activation", [0.1, 3.0])
@@ -55,64 +50,6 @@ def test_without_phases_the_rest_is_not_split() -> None:
     cell = pd.Series({"peak_bytes": 10.0, "parameter_bytes": 3.0, "gradient_bytes": 3.0})
     (moment,) = moments(cell)
     assert moment.parts["rest_bytes"] == 4.0
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({}, ""),
-        ({"closed_form_bytes": 1.004 * GB}, ""),
-        ({"closed_form_bytes": 0.99 * GB}, "1.0 % above the closed form"),
-        ({"checkpoint_bytes": 0.98 * GB}, "omits state"),
-        ({"checkpoint_bytes": 1.05 * GB}, "saves what is not counted"),
-        ({"peak_increase_bytes": 0.9 * GB}, "not resident"),
-        ({"peak_increase_bytes": 2.0 * GB}, "more than the count"),
-        ({"counted_bytes": math.nan, "status": "oom"}, "not counted: oom"),
-    ],
-)
-def test_the_byte_audit_flags_what_is_beyond_the_tolerances(
-    changes: dict[str, Any], words: str
-) -> None:
-    names = ("counted", "closed_form", "checkpoint", "peak_increase")
-    row: dict[str, Any] = {f"{name}_bytes": 1.0 * GB for name in names}
-    row |= {"device": "cpu", "status": "done", **changes}
-    text = disagreement(row)
-    assert (words in text) if words else text == ""
-
-
-def test_small_states_on_a_cpu_are_not_judged_by_resident_memory() -> None:
-    small = {f"{name}_bytes": 1e8 for name in ("counted", "closed_form", "checkpoint")}
-    row = {**small, "peak_increase_bytes": 3e8, "status": "done"}
-    assert disagreement(row | {"device": "cpu"}) == ""
-    assert "more than the count" in disagreement(row | {"device": "cuda"})
-
-
-def test_a_crossing_lies_where_the_line_says() -> None:
-    x, y = np.array([0.0, 100.0, 300.0]), np.array([5.0, 4.0, 2.0])
-    assert first_crossing(x, y, 4.5) == pytest.approx(50)
-    assert first_crossing(x, y, 3.0) == pytest.approx(200)
-    assert first_crossing(x, y, 6.0) == 0
-    assert math.isnan(first_crossing(x, y, 1.9))
-
-
-def test_targets_are_adamws_final_loss_and_the_given_one(
-    tmp_path: Path, write_study: Callable[..., Path], loss_cell: Maker
-) -> None:
-    records = [loss_cell("adamw", seed, 3.0 + 0.02 * seed) for seed in range(3)]
-    records += [loss_cell("lion", seed, 3.5) for seed in range(2)]
-    records += [loss_cell("gefen", seed, 2.9) for seed in range(2)]
-    for record in records:
-        record.config["task"]["target_loss"] = 3.6
-    data = load(write_study(tmp_path, records))
-    table = targets(data.runs, Curves(data.curves)).set_index(["variant", "target"])
-    own = pytest.approx(3.02)
-    level = next(target for _, target in table.index if target == own)
-    last = data.curves["tokens"].max()
-    assert table.loc[("adamw", level), "tokens"] == pytest.approx(last)
-    assert np.isnan(table["tokens"][("lion", level)])
-    assert table.loc[("lion", level), "reached"] == 0
-    assert table.loc[("gefen", level), "tokens"] < last
-    assert (table.xs(3.6, level="target")["reached"] == [3, 2, 2]).all()
 
 
 def sweep(loss_cell: Maker) -> list[Record]:
@@ -185,25 +122,6 @@ def test_capacity_is_the_largest_below_the_smallest_that_failed(
     assert "none fits" in summary
     page = (study / "report" / "index.html").read_text()
     assert 'id="failures"' not in page, "running out of memory is what the search looks for"
-
-
-def test_a_time_ratio_has_an_interval_from_five_processes_on(
-    tmp_path: Path, write_study: Callable[..., Path], loss_cell: Maker
-) -> None:
-    records, times = [], {"adamw": [1.0, 1.1, 0.9, 1.05, 1.2], "gefen": [2.0, 2.5, 1.7, 2.2, 2.1]}
-    for name, values in times.items():
-        for seed, value in enumerate(values):
-            records.append(loss_cell(name, seed))
-            records[-1].metrics["step_median_seconds"] = value
-    records += [loss_cell("lion", seed) for seed in range(4)]
-    table = ratios(load(write_study(tmp_path, records)).runs).set_index("variant")
-    logs = np.log(np.array(times["gefen"]) / np.array(times["adamw"]))
-    low, high = stats.t.interval(0.95, 4, logs.mean(), stats.sem(logs))
-    assert table.loc["gefen", "ratio"] == pytest.approx(math.exp(logs.mean()))
-    assert table.loc["gefen", "lower"] == pytest.approx(math.exp(low))
-    assert table.loc["gefen", "upper"] == pytest.approx(math.exp(high))
-    assert table.loc["lion", "n"] == 4
-    assert np.isnan(table["lower"]["lion"])
 
 
 def test_what_was_not_recorded_is_a_dash(full_study: Path) -> None:
