@@ -30,7 +30,8 @@ test: .venv/installed-dev ## Lint, types, import rules and the whole test suite
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@OMP_NUM_THREADS=1 $(BIN)/pytest tests/gefen -n 2
-	@$(BIN)/pytest tests/harness tests/reports tests/pipeline
+	@OMP_NUM_THREADS=1 $(BIN)/pytest tests/harness tests/reports -n 2
+	@$(BIN)/pytest tests/pipeline
 
 # pip works on the installed torch alone: other installers would fetch gigabytes of CUDA packages.
 .venv/installed: pyproject.toml constraints.txt
