@@ -46,7 +46,10 @@ def bench(*arguments: str, cwd: Path | None = None) -> "subprocess.CompletedProc
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["optimizer=adamq"], "optimizer=adamq is not known; allowed: adafactor, adam_mini, adamw, "),
+        (
+            ["optimizer=adamq"],
+            "optimizer=adamq is not known; allowed: adafactor, adam_mini, adamw, ",
+        ),
         (["seq_len=4096"], "seq_len=4096 is longer than the 1024 positions of model gpt2_4m"),
         (["-m", "seq_len=64,4096"], "seq_len=4096 is longer than the 1024 positions"),
         (["seq_lne=64"], "Unknown key 'seq_lne' (did you mean 'seq_len'?)"),
