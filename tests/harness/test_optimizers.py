@@ -165,10 +165,9 @@ def test_known_bytes_per_parameter_at_124m() -> None:
     assert per_parameter("galore") == pytest.approx((hidden + 2 * rest) * 4 / count, rel=1e-9)
 
 
-@pytest.mark.parametrize("model_name", MODELS)
 @pytest.mark.parametrize("name", INSTALLED)
-def test_training_lowers_the_loss(name: str, model_name: str) -> None:
-    model = build_model(load_model(model_name), VOCABULARY, 0)
+def test_training_lowers_the_loss(name: str) -> None:
+    model = build_model(load_model("llama_tiny"), VOCABULARY, 0)
     losses = train(model, optimizers.build_optimizer(model, load(name)), 0, 30)
     assert all(math.isfinite(loss) for loss in losses)
     assert sum(losses[-3:]) / 3 < losses[0] - 0.25
