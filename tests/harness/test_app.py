@@ -148,7 +148,7 @@ def test_ctrl_c_leaves_an_interrupted_record(text_folder: Path, tmp_path: Path) 
 def test_every_study_plans_cells_that_validate(tmp_path: Path) -> None:
     """Not convergence, whose rates for the Llama shape a tuning run must write first."""
     counts = {
-        "reproduce": 7,
+        "reproduce": 9,
         "tune": 30,
         "memory": 54,
         "capacity": 9,
