@@ -1,7 +1,7 @@
 # Two commands: `make reproduce` measures and reports, `make test` checks everything.
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --progress-bar off --no-compile
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --progress-bar off
 
 # A failed run (exit 1) is reported too, and still fails the target; mistakes and Ctrl-C just end it.
 study = $(BIN)/gefen-bench study=$(1); code=$$?; [ $$code -gt 1 ] || $(BIN)/gefen-report runs/$(1) && exit $$code
