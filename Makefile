@@ -1,7 +1,10 @@
 # Two commands: `make reproduce` measures and reports, `make test` checks everything.
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --progress-bar off
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --progress-bar off --no-compile
+# On all cores, which pip does not: without bytecode each process would compile what it imports. A
+# package may hold files for other versions of Python, which do not compile here.
+COMPILE = $(BIN)/python -m compileall -qq -j 0 .venv/lib || true
 
 # A failed run (exit 1) is reported too, and still fails the target; mistakes and Ctrl-C just end it.
 study = $(BIN)/gefen-bench study=$(1); code=$$?; [ $$code -gt 1 ] || $(BIN)/gefen-report runs/$(1) && exit $$code
@@ -39,6 +42,7 @@ test: .venv/installed-dev ## Lint, types, import rules and the whole test suite
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { echo "Creating .venv"; $(PYTHON) -m venv --clear .venv; }
 	@echo "Installing the pinned packages into .venv (once, a few minutes)"
 	@$(PIP) -e . -c constraints.txt
+	@$(COMPILE)
 	@touch $@
 
 # A CUDA build of torch brings the Triton that it needs, so none is among the constraints; beside
@@ -47,6 +51,7 @@ test: .venv/installed-dev ## Lint, types, import rules and the whole test suite
 	@echo "Installing the test tools into .venv (once)"
 	@$(PIP) -e ".[dev]" -c constraints.txt
 	@$(BIN)/python -c 'import triton' 2>/dev/null || $(PIP) triton==3.6.0
+	@$(COMPILE)
 	@touch $@
 
 clean: ## Remove the environment and caches; runs/ and results/ stay

@@ -56,7 +56,6 @@ def test_a_planted_false_claim_is_refuted(
         "honest_state: planted slow",
         "honest_time: planted slow",
         "honest_loss: planted worse",
-        "planted_loss: without the fault",
     ],
 )
 def test_a_true_claim_is_reproduced(verdicts: dict[str, Verdict], claim: str) -> None:
@@ -67,12 +66,11 @@ def test_the_instruments_without_their_faults_are_not_refuted(
     verdicts: dict[str, Verdict], pipeline: Pipeline
 ) -> None:
     """False positives: the same code, limits and margins, and nothing to find."""
-    time, loss = (verdicts[f"planted_{name}: without the fault"] for name in ("time", "loss"))
+    time = verdicts["planted_time: without the fault"]
     assert time.verdict != "refuted", time.sentence
-    assert time.n == loss.n == 5
-    control = metrics(pipeline.loss, "planted_worse_none", "final_eval_loss")
-    assert control == metrics(pipeline.loss, "adamw", "final_eval_loss")
-    assert (loss.estimate, loss.interval) == (0.0, (0.0, 0.0))
+    assert time.n == 5
+    (control,) = metrics(pipeline.loss, "planted_worse_none", "final_eval_loss")
+    assert control in metrics(pipeline.loss, "adamw", "final_eval_loss")
 
 
 def test_what_lies_outside_the_state_is_held_against_it(pipeline: Pipeline) -> None:
@@ -143,7 +141,7 @@ def test_a_killed_study_keeps_what_was_finished_and_runs_the_rest(pipeline: Pipe
     assert {cell: now[cell] for cell in pipeline.kept} == pipeline.kept
     assert pipeline.resumed.count("(kept)") == 2
     study, found = store.load_study(pipeline.loss)
-    assert len(found) == len(study["cells"]) == 15
+    assert len(found) == len(study["cells"]) == 11
     assert {r.status for r in found} == {"done"}
     assert [r.id for r in found if r.attempt != 1] == [pipeline.killed]
 
