@@ -12,19 +12,23 @@ from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from harness import flags, store, studies, sweep
+from harness import flags, hydra_launchers, store, studies, sweep, trackers
 from harness.composing import Composer, typed
+from harness.dispatch import Dispatcher
 from harness.errors import UserError
 from harness.groups import configs_dir
 from harness.optimizers import listing
 from harness.planning import Known, Plan, Request
 from harness.schema import RunConfig
 from harness.search import Fixed
+
+MISTAKES = (UserError, HydraException, OmegaConfBaseException)
 
 
 def register_schema() -> None:
@@ -42,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         code = _run()
-    except (UserError, HydraException, OmegaConfBaseException) as error:
+    except MISTAKES as error:
         print(f"gefen-bench: {explain(error)}", file=sys.stderr)
         code = 2
     except OSError as error:
@@ -63,20 +67,26 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 def _run() -> int:
     register_schema()
-    sys.argv[1:], described = flags.translate(sys.argv[1:])
+    if any(flags.LAUNCHER.match(argument) for argument in sys.argv[1:]):
+        hydra_launchers.use_own_settings()
+    given, launcher = flags.split_launcher(sys.argv[1:])
+    sys.argv[1:], described = flags.translate(given)
     if "optimizer=list" in described:
         print(listing.table())
         return 0
     requests: list[Request] = []
     runs: list[RunConfig] = []
-    mistakes: list[UserError] = []
+    engines: list[hydra_launchers.HydraEngine] = []
+    mistakes: list[Exception] = []
 
     def collect(config: DictConfig) -> None:
         # Hydra prints a header of its own for an exception that leaves the job.
         try:
+            if launcher and not engines:
+                engines.append(_engine(launcher))
             runs.append(typed(config))
             requests.extend(_requests(runs[-1]))
-        except UserError as mistake:
+        except MISTAKES as mistake:
             mistakes.append(mistake)
 
     hydra.main(version_base="1.3", config_path=str(configs_dir()), config_name="config")(collect)()
@@ -84,15 +94,26 @@ def _run() -> int:
         raise mistakes[0]
     if not requests:  # --help and --cfg only print
         return 0
-    plan, options = Plan(requests), runs[0].launch
+    options = runs[0].launch
+    if not options.dry_run:
+        trackers.check(run.tracker for run in runs)
+    plan = Plan(requests)
     if options.dry_run:
         print(sweep.dry_run(plan.known()))
         return 0
     minutes = options.time_budget_minutes
     limits = sweep.Limits(options.limit, None if minutes is None else 60 * minutes)
     command = shlex.join(["gefen-bench", *described])
-    outcome = sweep.Sweep(plan, command, limits).run()
+    runner = Dispatcher(engines[0]) if engines and not engines[0].is_basic else None
+    outcome = sweep.Sweep(plan, command, limits, runner=runner).run()
     return _conclude(plan, outcome)
+
+
+def _engine(arguments: list[str]) -> hydra_launchers.HydraEngine:
+    """What `hydra/launcher=...` chooses; called inside Hydra's job, usable after it."""
+    hydra_engine = GlobalHydra.instance().hydra
+    assert hydra_engine is not None
+    return hydra_launchers.HydraEngine(hydra_engine, arguments)
 
 
 def _conclude(plan: Plan, outcome: sweep.Outcome) -> int:

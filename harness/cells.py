@@ -9,11 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness import data, models, optimizers, provenance, store
+from harness import data, distributed_checks, model_inputs, models, optimizers, provenance, store
+from harness.data.model_files import check_length, fingerprint
 from harness.errors import UserError
 from harness.schema import DataConfig, RunConfig, from_dict, to_dict, validate
 
-# Where a run writes, what mirrors it and who started it do not change what it computes.
+# Where a run writes, what mirrors it and who started it do not change what it computes; what of
+# `launch` does is put back.
 NOT_IDENTITY = ("root", "cache", "tracker", "launch", "study", "part", "seed")
 
 
@@ -54,6 +56,8 @@ def resolve(config: RunConfig) -> RunConfig:
     validate(config)
     return replace(
         config,
+        model=model_inputs.for_length(config.model, config.seq_len),
+        seq_len=model_inputs.sequence_length(config.model, config.seq_len),
         optimizer=replace(
             config.optimizer, lr=config.optimizer.lr * config.optimizer.lr_factor, lr_factor=1.0
         ),
@@ -61,7 +65,15 @@ def resolve(config: RunConfig) -> RunConfig:
         model_seed=config.seed if config.model_seed is None else config.model_seed,
         data_seed=config.seed if config.data_seed is None else config.data_seed,
         device=_device(config.device),
+        launch=distributed_checks.resolved(config.launch),
     )
+
+
+def with_model_tokenizer(config: RunConfig) -> RunConfig:
+    """`data.tokenizer` model as the files that it stands for: those of `model.path`, else bpe."""
+    if config.data.tokenizer != "model":
+        return config
+    return replace(config, data=replace(config.data, tokenizer=config.model.path or "bpe"))
 
 
 def _common_seed(config: RunConfig) -> int:
@@ -85,11 +97,27 @@ def _device(name: str) -> str:
 
 def cell_id(config: RunConfig, data_hash: str, code_hash: str) -> str:
     """16 hex digits of SHA-256 over the resolved configuration, the data and the code."""
+    launch = distributed_checks.computed(to_dict(config.launch))
+    return _digest(config, {"launch": launch} if launch else {}, data_hash, code_hash)
+
+
+def run_id(config: RunConfig, data_hash: str, code_hash: str) -> str:
+    """As `cell_id`, but equal for cells that compute the same on other processes."""
+    together = config.micro_batch * config.launch.nproc
+    return _digest(replace(config, micro_batch=together), {}, data_hash, code_hash)
+
+
+def _digest(config: RunConfig, more: dict[str, Any], data_hash: str, code_hash: str) -> str:
     identity: dict[str, Any] = to_dict(config)
     for key in NOT_IDENTITY:
         identity.pop(key)
+    identity |= more
     identity["optimizer"].pop("variant")  # a name for what the settings already say
-    identity["data"].pop("path")  # the data hash stands for the content, wherever it lies
+    # The data hash stands for the texts and the tokenizer, wherever they lie.
+    for key in ("path", "tokenizer"):
+        identity["data"].pop(key)
+    if config.model.path is not None:
+        identity["model"]["path"] = fingerprint(config.model.path)
     identity["torch"] = importlib.metadata.version("torch").partition("+")[0]
     text = json.dumps([identity, data_hash, code_hash], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -98,15 +126,19 @@ def cell_id(config: RunConfig, data_hash: str, code_hash: str) -> str:
 def label(config: RunConfig) -> str:
     """A short name a person can tell runs apart by: model/variant/length/precision/lr/seed.
 
-    Under a memory cap the batch stands behind the length, as 128x4: it is what is searched.
+    Under a memory cap the batch stands behind the length, as 128x4: it is what is searched. The
+    fold stands behind the seed, as s0f3, several processes before the rate, as 2xfsdp.
     """
     seeds = {config.model_seed, config.data_seed} - {None}
     same = len(seeds) <= 1
     seed = f"s{config.seed}" if same else f"m{config.model_seed}d{config.data_seed}"
+    seed += "" if config.data.folds is None else f"f{config.data.fold}"
     optimizer = config.optimizer.variant or config.optimizer.name
     capped = config.task.memory_cap_gib is not None
     length = f"{config.seq_len}x{config.micro_batch}" if capped else str(config.seq_len)
-    parts = (config.model.name, optimizer, length, config.precision)
+    parts = [config.model.name, optimizer, length, config.precision]
+    if config.launch.nproc > 1:
+        parts.append(f"{config.launch.nproc}x{config.launch.strategy}")
     return "/".join((*parts, f"lr{config.optimizer.lr:.3g}", seed))
 
 
@@ -133,12 +165,18 @@ class Planner:
 
         All checks come before anything slow. Raises UserError with one sentence.
         """
+        configs = [with_model_tokenizer(config) for config in configs]
         for config in configs:
             validate(config)
             optimizers.check(config.optimizer)
+            distributed_checks.check_optimizer(config)
             models.check(config.model)
+            check_length(config.model.path, config.seq_len)
             data.check(config.data, cache_dir(config) / "data")
-        return [self._cell(resolve(config)) for config in configs]
+        cells = [self._cell(resolve(config)) for config in configs]
+        for cell in cells:
+            distributed_checks.check_resume(cell)
+        return cells
 
     def _cell(self, config: RunConfig) -> Cell:
         digest = self._data_hash(config.data, cache_dir(config))
@@ -148,7 +186,7 @@ class Planner:
     def _data_hash(self, config: DataConfig, cache: Path) -> str:
         key = json.dumps(to_dict(config), sort_keys=True)
         if key not in self._data_hashes:
-            prepared = data.prepare(config, cache / "data", progress=self.progress)
+            prepared = data.load(config, cache / "data", progress=self.progress)
             self._data_hashes[key] = prepared.hash
         return self._data_hashes[key]
 
@@ -177,16 +215,17 @@ def job(cell: Cell, attempt: int, command: str) -> dict[str, Any]:
 
 def blank_record(job: dict[str, Any], device: str) -> store.Record:
     """A record with identity and provenance, before anything was measured."""
-    config = job["config"]
+    config = {k: v for k, v in job["config"].items() if k not in ("launch", "root", "cache")}
+    launch = distributed_checks.computed(job["config"]["launch"])
     return store.Record(
         id=job["id"],
-        study=config["study"]["name"],
+        study=config.pop("study")["name"],
         part=config["part"],
         label=job["label"],
         status="crashed",
         attempt=job["attempt"],
         error=None,
-        config={k: v for k, v in config.items() if k not in ("study", "launch", "root", "cache")},
+        config={**config, **({"launch": launch} if launch else {})},
         provenance=provenance.collect(job["command"], device, job["data_hash"], job["code_hash"]),
         metrics={},
     )

@@ -2,9 +2,17 @@
 
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
+from harness.cells import run_id
+from harness.distributed_model import (
+    load_model_state,
+    load_optimizer_state,
+    model_state,
+    optimizer_state,
+)
 from harness.meters.stability import LossWatch
 from harness.setup import Row, Setup
 
@@ -30,17 +38,25 @@ class Progress:
     nonfinite_gradients_total: int = 0
     largest_update_rms: float = 0.0
     resumed_at_step: int | None = None
+    generated: list[list[int]] = field(default_factory=list)  # before fine-tuning, token ids
 
 
 def save(setup: Setup, progress: Progress, watch: LossWatch) -> None:
     """Write `checkpoint.pt` into the cell's folder, atomically."""
-    path = setup.directory / NAME
+    ranks, path = setup.ranks, setup.directory / NAME
+    # Whole whatever the ranks, so that any number of them continues it; all take part in this.
+    weights = model_state(setup.model, ranks)
+    optimizer = optimizer_state(setup.model, setup.optimizer, ranks)
+    progresses = ranks.gather(progress)
+    if ranks.index > 0:
+        return
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     state = {
         "id": setup.job["id"],
-        "model": setup.model.state_dict(),
-        "optimizer": setup.optimizer.state_dict(),
-        "progress": progress,
+        "run": run_id(setup.config, setup.job["data_hash"], setup.job["code_hash"]),
+        "model": weights,
+        "optimizer": optimizer,
+        "progress": progresses,
         "watch": watch.state_dict(),
         "random": torch.get_rng_state(),
     }
@@ -52,18 +68,32 @@ def save(setup: Setup, progress: Progress, watch: LossWatch) -> None:
 
 
 def load(setup: Setup, watch: LossWatch) -> Progress:
-    """Continue from the checkpoint of an earlier attempt at this very cell, if there is one."""
-    path = setup.directory / NAME
+    """Continue from the checkpoint of an earlier attempt at this very cell, if there is one.
+
+    Else from that of `launch.resume_from`: the same run on other ranks, whose times and losses are
+    kept, but not its peaks.
+    """
+    ranks, path = setup.ranks, setup.directory / NAME
+    other = setup.config.launch.resume_from
+    if not path.exists() and other is not None:
+        path = Path(other) / NAME
     if not path.exists():
         return Progress()
-    # Our own file of this cell; it holds plain Python objects beside tensors.
-    state = torch.load(path, map_location=setup.device, weights_only=False)
-    if state["id"] != setup.job["id"]:
+    # Our own file of this run; it holds plain Python objects beside tensors. Shards are cut from
+    # whole tensors, which need not all be on the device.
+    place = "cpu" if ranks.sharded else setup.device
+    state = torch.load(path, map_location=place, weights_only=False)
+    run = run_id(setup.config, setup.job["data_hash"], setup.job["code_hash"])
+    if state["id"] != setup.job["id"] and (other is None or state["run"] != run):
         return Progress()
-    setup.model.load_state_dict(state["model"])
-    setup.optimizer.load_state_dict(state["optimizer"])
+    load_model_state(setup.model, state["model"], ranks)
+    load_optimizer_state(setup.model, setup.optimizer, state["optimizer"], ranks)
     watch.load_state_dict(state["watch"])
     torch.set_rng_state(state["random"].cpu())
-    progress: Progress = state["progress"]
+    progress: Progress = state["progress"][0]
+    if state["id"] == setup.job["id"]:
+        progress = state["progress"][ranks.index]
+    else:
+        progress.peaks, progress.reserved = {}, {}
     progress.resumed_at_step = progress.step
     return progress

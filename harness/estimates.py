@@ -1,11 +1,12 @@
 """How long a cell will take and what it leaves on disk, from records of cells that have run.
 
 The rule. A cell is compared with the nearest finished record of the same task and device: the same
-precision, optimizer, model, options and study count first, in this order; among equals the one with
-the most similar work, then the latest. From that record, seconds = start-up + optimizer steps,
-scaled by parameters x steps, + everything else, scaled by parameters x tokens (three times the
-trained tokens, for a backward pass costs two forward passes, plus the evaluated). Bytes on disk are
-those of its folder, without what a dashboard keeps. Where no record compares there is no estimate.
+precision, optimizer, model, options, ranks and study count first, in this order; among equals the
+one with the most similar work, then the latest. From that record, seconds = start-up + optimizer
+steps, scaled by parameters x steps, + everything else, scaled by parameters x tokens (three times
+the trained tokens, for a backward pass costs two forward passes, plus the evaluated). Bytes on disk
+are those of its folder, without what a dashboard keeps. Where no record compares there is no
+estimate.
 """
 
 import json
@@ -18,8 +19,9 @@ from typing import Any, NamedTuple
 from harness import store
 from harness.errors import UserError
 from harness.schema import RunConfig, to_dict
+from harness.schema_images import IMAGE_FAMILIES
 
-LIKENESS = ("precision", "optimizer", "model", "options")  # what counts first comes first
+LIKENESS = ("precision", "optimizer", "model", "options", "ranks")  # what counts first comes first
 
 
 class Work(NamedTuple):
@@ -95,7 +97,7 @@ class Estimator:
             return (*unlike, known.traits["study"] != traits["study"], abs(math.log(ratio)))
 
         nearest = min(sorted(same, key=lambda known: known.finished, reverse=True), key=distance)
-        return _scaled(nearest, work, pretrain=traits["kind"] == "pretrain")
+        return _scaled(nearest, work, trains=traits["kind"] != "memory")
 
 
 def total(estimates: Iterable[Estimate | None]) -> str:
@@ -147,13 +149,13 @@ def _known(record: store.Record, folder: Path) -> Known | None:
     return Known(traits, work, startup, steps, other, disk, record.provenance["finished_utc"])
 
 
-def _scaled(known: Known, work: Work, pretrain: bool) -> Estimate:
+def _scaled(known: Known, work: Work, trains: bool) -> Estimate:
     parameters = work.parameters / known.work.parameters
     steps = parameters * work.optimizer_steps / known.work.optimizer_steps
     seconds = known.step_seconds * steps
     seconds += known.other_seconds * parameters * work.tokens / known.work.tokens
     # Weights and two moments in float32: the largest that an optimizer here keeps.
-    checkpoint = 12 * work.parameters if pretrain else 0.0
+    checkpoint = 12 * work.parameters if trains else 0.0
     return Estimate(known.startup_seconds + seconds, known.disk_bytes, checkpoint)
 
 
@@ -166,6 +168,7 @@ def _traits(config: dict[str, Any], study: str) -> dict[str, Any]:
         "options": config["optimizer"].get("options"),
         "model": config["model"],
         "study": study,
+        "ranks": _ranks(config),
     }
 
 
@@ -173,12 +176,20 @@ def _shape(config: dict[str, Any]) -> list[Any]:
     """All that an estimate depends on."""
     keys = ("task", "device", "precision", "model", "seq_len", "micro_batch", "grad_accumulation")
     optimizer = [config["optimizer"]["name"], config["optimizer"]["options"]]
-    return [optimizer, config["study"]["name"], *(config[key] for key in keys)]
+    settings = [config["study"]["name"], *(config[key] for key in keys)]
+    return [optimizer, *settings, _ranks(config)]
+
+
+def _ranks(config: dict[str, Any]) -> list[Any]:
+    """Processes and strategy; records of one process hold no `launch`."""
+    launch = config.get("launch", {})
+    return [launch.get("nproc", 1), launch.get("strategy")]
 
 
 def _work(config: dict[str, Any], parameters: float) -> Work:
     task = config["task"]
     batch = config["seq_len"] * config["micro_batch"] * config["grad_accumulation"]
+    batch *= _ranks(config)[0]
     if task["kind"] == "memory":
         steps = task["warmup_optimizer_steps"] + task["timed_optimizer_steps"] + 2
         return Work(parameters, 3 * 2 * batch, steps)
@@ -188,11 +199,11 @@ def _work(config: dict[str, Any], parameters: float) -> Work:
 
 
 def _parameters(config: dict[str, Any]) -> float:
-    """Parameters of a decoder of this shape, within a few per cent; biases are left out."""
+    """Parameters of a model of this shape, within a few per cent; biases are left out."""
     model = config["model"]
     hidden, layers = model["hidden_size"], model["layers"]
     vocabulary = model["vocab_size"] or config["data"]["vocab_size"]
-    if model["family"] == "gpt2":
+    if model["family"] in ("gpt2", *IMAGE_FAMILIES):
         inner = model["intermediate_size"] or 4 * hidden
         embeddings = (vocabulary + model["max_positions"]) * hidden
         return float(embeddings + layers * (4 * hidden**2 + 2 * hidden * inner))

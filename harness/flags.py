@@ -9,6 +9,22 @@ UNIT_MINUTES = {"h": 60.0, "m": 1.0, "s": 1 / 60}
 # None of these changes a result, so the command that a record names leaves them out.
 PASSING = re.compile(r"\+*launch\.(dry_run|limit|time_budget_minutes)=")
 
+LAUNCHER = re.compile(r"[+~]*hydra(/launcher=|\.launcher\.)")
+# With these Hydra prints something and runs nothing.
+PRINTING = re.compile(r"--(cfg|info|help|hydra-help|shell-completion|version)\b|-[chisp]$")
+
+
+def split_launcher(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The arguments without those that choose or set Hydra's launcher, and these.
+
+    The launcher gets the cells of a plan; Hydra itself, which would hand it the planning, must not
+    see it, except where it only prints the configuration.
+    """
+    if any(PRINTING.match(argument) for argument in arguments):
+        return list(arguments), []
+    chosen = [argument for argument in arguments if LAUNCHER.match(argument)]
+    return [argument for argument in arguments if argument not in chosen], chosen
+
 
 def translate(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """The arguments for Hydra, and the arguments that describe what is run.

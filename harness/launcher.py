@@ -1,54 +1,48 @@
 """The parent's side of a cell: one fresh process, watched until it ends in a recorded status."""
 
 import contextlib
-import fcntl
 import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from harness import store
+from harness import store, worker_process
+from harness.cell_lock import OnProgress, Stopped, locked
 from harness.cells import Cell, blank_record, job
 from harness.errors import UserError
 from harness.provenance import utc_now
 
 PROGRESS_MARK = "@progress "
 FACTS_MARK = "@facts "
-OnProgress = Callable[[dict[str, Any]], None]
 
 
-def launch(cell: Cell, command: str, on_progress: OnProgress) -> store.Record:
+def launch(
+    cell: Cell, command: str, on_progress: OnProgress, stopped: Stopped = lambda: False
+) -> store.Record:
     """Run `cell` in a fresh process and return its record, which is on disk by then.
 
     Another process that runs the same cell is waited for, and its result is taken.
-    KeyboardInterrupt ends the worker, leaves an `interrupted` record and is raised again.
+    KeyboardInterrupt ends the worker, leaves an `interrupted` record and is raised again;
+    it is raised here when `stopped`, asked every second, says so.
     """
     cell.directory.mkdir(parents=True, exist_ok=True)
-    with _locked(cell.directory / "lock", on_progress):
+    with locked(cell, on_progress, stopped):
         finished = cell.finished()
         if finished is not None:
             return finished
         task = job(cell, _next_attempt(cell.directory), command)
         store.write_json_atomic(cell.directory / "job.json", task)
-        return _run(cell, task, on_progress)
+        return _run(cell, task, on_progress, stopped)
 
 
-@contextlib.contextmanager
-def _locked(path: Path, on_progress: OnProgress) -> Iterator[None]:
-    """Hold the cell's lock; the kernel frees it when this process dies, however it dies."""
-    with path.open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            on_progress({"phase": "waiting for another process that runs this cell"})
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+def record_loss(cell: Cell, command: str, error: str) -> store.Record:
+    """Record as crashed a cell that was lost together with the process that called `launch`."""
+    task = job(cell, max(1, _next_attempt(cell.directory) - 1), command)
+    return _failed(cell, blank_record(task, cell.config.device), "crashed", error, {})
 
 
 def _next_attempt(directory: Path) -> int:
@@ -58,17 +52,19 @@ def _next_attempt(directory: Path) -> int:
         return 1
 
 
-def _run(cell: Cell, task: dict[str, Any], on_progress: OnProgress) -> store.Record:
-    kills, parent = _oom_kills(), str(os.getpid())
+def _run(
+    cell: Cell, task: dict[str, Any], on_progress: OnProgress, stopped: Stopped
+) -> store.Record:
+    kills = _oom_kills()
     failure_record = blank_record(task, cell.config.device)
     facts: dict[str, Any] = {}
     with (cell.directory / "log.txt").open("a") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "harness.worker", str(cell.directory.resolve()), parent],
+            worker_process.command(cell, os.getpid()),
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
-            env=_environment(cell),
+            env=worker_process.environment(cell),
             # Ctrl-C in the terminal reaches this process alone, which then ends the worker.
             start_new_session=True,
         )
@@ -79,7 +75,7 @@ def _run(cell: Cell, task: dict[str, Any], on_progress: OnProgress) -> store.Rec
         reader.start()
         failure = None
         try:
-            process.wait(timeout=cell.config.launch.timeout_seconds)
+            _wait(process, cell.config.launch.timeout_seconds, stopped)
         except subprocess.TimeoutExpired:
             _kill(process)
             limit = cell.config.launch.timeout_seconds
@@ -94,8 +90,25 @@ def _run(cell: Cell, task: dict[str, Any], on_progress: OnProgress) -> store.Rec
     record = _written(cell, task)
     if record is not None:
         return record
-    status, error = failure or _explain(process.returncode, kills, cell.directory / "log.txt")
+    who = facts.get("who", "The worker")
+    log_file = cell.directory / "log.txt"
+    status, error = failure or _explain(process.returncode, kills, log_file, who)
     return _failed(cell, failure_record, status, error, facts)
+
+
+def _wait(process: "subprocess.Popen[str]", seconds: float, stopped: Stopped) -> None:
+    """Until the process ends; raises TimeoutExpired after `seconds`, KeyboardInterrupt if told."""
+    deadline = time.monotonic() + seconds
+    while True:
+        left = deadline - time.monotonic()
+        try:
+            process.wait(timeout=max(0.0, min(1.0, left)))
+            return
+        except subprocess.TimeoutExpired:
+            if stopped():
+                raise KeyboardInterrupt from None
+            if left <= 1.0:
+                raise
 
 
 def _written(cell: Cell, task: dict[str, Any]) -> store.Record | None:
@@ -142,7 +155,9 @@ def _relay(stream: IO[str], log: IO[str], on_progress: OnProgress, facts: dict[s
 
 def _learn(facts: dict[str, Any], new: dict[str, Any]) -> None:
     """Add what a worker told to what it told before."""
-    facts["phase"] = new["phase"]
+    for key in ("phase", "who"):
+        if key in new:
+            facts[key] = new[key]
     facts.setdefault("metrics", {}).update(new.get("metrics", {}))
     if "bytes" in new:
         facts["bytes"] = max(new["bytes"], facts.get("bytes", 0))
@@ -152,24 +167,6 @@ def _kill(process: "subprocess.Popen[str]") -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-
-
-def _environment(cell: Cell) -> dict[str, str]:
-    environment = dict(os.environ)
-    environment["TOKENIZERS_PARALLELISM"] = "false"
-    environment["PYTHONUNBUFFERED"] = "1"
-    # cuBLAS is deterministic only with a fixed workspace.
-    environment.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    if cell.config.model.path is None and cell.config.data.source != "hub":
-        environment["HF_HUB_OFFLINE"] = "1"
-    if cell.config.threads is not None:
-        environment["OMP_NUM_THREADS"] = str(cell.config.threads)
-    # The worker must find this very code, also when started from another folder.
-    here = str(Path(__file__).resolve().parents[1])
-    environment["PYTHONPATH"] = os.pathsep.join(
-        path for path in (here, environment.get("PYTHONPATH")) if path
-    )
-    return environment
 
 
 def _oom_kills() -> int:
@@ -188,12 +185,12 @@ def _oom_kills() -> int:
     return 0
 
 
-def _explain(code: int, kills_before: int, log: Path) -> tuple[str, str]:
+def _explain(code: int, kills_before: int, log: Path, who: str) -> tuple[str, str]:
     """Status and sentence for a worker that ended without a record."""
     # The counter is written by the kernel a moment after the process is gone.
     time.sleep(0.1)
     if code == -signal.SIGKILL and _oom_kills() > kills_before:
-        return "oom", "The kernel ended the worker for lack of memory."
+        return "oom", f"The kernel ended {who[0].lower() + who[1:]} for lack of memory."
     if code < 0:
-        return "crashed", f"The worker was ended by signal {signal.Signals(-code).name}."
-    return "crashed", f"The worker ended with exit code {code} and no record; see {log.name}."
+        return "crashed", f"{who} was ended by signal {signal.Signals(-code).name}."
+    return "crashed", f"{who} ended with exit code {code} and no record; see {log.name}."

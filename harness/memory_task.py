@@ -33,7 +33,13 @@ def run_memory(setup: Setup) -> Outcome:
     facts.add(first_step_seconds=first_step_seconds)
     with meter.phase("steady_step"), frozen_gc():
         for done in range(task.warmup_optimizer_steps + task.timed_optimizer_steps):
-            setup.report(phase="optimizer steps", step=2 + done, steps=total)
+            update = step_seconds[-1] if step_seconds else first_step_seconds
+            setup.report(
+                phase="optimizer steps",
+                step=2 + done,
+                steps=total,
+                tokens_per_second=setup.tokens_per_step / (forward_seconds[-1] + update),
+            )
             step_seconds.append(_optimizer_step(setup))
     with metering:
         metrics = {**facts.metrics, **setup.byte_metrics()}
@@ -71,13 +77,16 @@ def _forward_backward(setup: Setup, step: int) -> float:
     """Seconds of one accumulated forward and backward pass."""
     count = setup.config.grad_accumulation
     batches = [setup.micro_batch(step, index) for index in range(count)]
+    setup.ranks.align()
     with Stopwatch(setup.device) as watch:
-        for ids in batches:
-            setup.accelerator.backward(setup.loss(ids) / count)
+        for number, inputs in enumerate(batches, 1):
+            with setup.ranks.accumulating(setup.module, last=number == count):
+                setup.accelerator.backward(setup.loss(inputs) / count)
     return watch.seconds
 
 
 def _optimizer_step(setup: Setup) -> float:
+    setup.ranks.align()
     with Stopwatch(setup.device) as watch:
         setup.optimizer.step()
     return watch.seconds

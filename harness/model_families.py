@@ -1,4 +1,4 @@
-"""The families of decoders: from our configuration to the configuration class of transformers.
+"""The families of models: from our configuration to the configuration class of transformers.
 
 One function a family; nothing else in the code names one. Importing this needs no transformers.
 """
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import UserError
 from harness.schema import ModelConfig
+from harness.schema_images import reads_images
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -17,7 +18,7 @@ _LLAMA_MULTIPLE = 256
 
 def families() -> "dict[str, Callable[[ModelConfig, int], PretrainedConfig]]":
     """Makers of the configuration of transformers from ours and a vocabulary size, by name."""
-    return {"gpt2": _gpt2, "llama": _llama, "mixtral": _mixtral, "qwen3": _qwen3}
+    return {"gpt2": _gpt2, "llama": _llama, "mixtral": _mixtral, "qwen3": _qwen3, "vit": _vit}
 
 
 def check_family(config: ModelConfig) -> None:
@@ -25,6 +26,13 @@ def check_family(config: ModelConfig) -> None:
     _check_experts(config)
     if config.family == "gpt2":
         _check_gpt2(config)
+    if reads_images(config):
+        _check_images(config)
+    elif (config.image_size, config.patch_size, config.channels) != (None, None, None):
+        raise UserError(
+            f"model.image_size={config.image_size} is not possible for family {config.family}; set "
+            "image_size, patch_size and channels to null."
+        )
 
 
 def _check_gpt2(config: ModelConfig) -> None:
@@ -36,6 +44,20 @@ def _check_gpt2(config: ModelConfig) -> None:
         raise UserError(
             f"model.head_size={config.head_size} is not possible for family gpt2; set it to null."
         )
+
+
+def _check_images(config: ModelConfig) -> None:
+    for key in ("image_size", "patch_size", "channels"):
+        if (getattr(config, key) or 0) < 1:
+            raise UserError(f"model.{key}={getattr(config, key)} must be at least 1.")
+    if (config.image_size or 0) % (config.patch_size or 1):
+        raise UserError(
+            f"model.patch_size={config.patch_size} must divide model.image_size="
+            f"{config.image_size}."
+        )
+    for key in ("kv_heads", "head_size"):
+        if getattr(config, key) is not None:
+            raise UserError(f"model.{key}={getattr(config, key)} is not possible for family vit.")
 
 
 def _check_experts(config: ModelConfig) -> None:
@@ -110,6 +132,28 @@ def _mixtral(config: ModelConfig, vocab_size: int) -> "PretrainedConfig":
         output_router_logits=False,
         **_rotary(config),
     )
+
+
+def _vit(config: ModelConfig, classes: int) -> "PretrainedConfig":
+    """Dosovitskiy et al., "An Image is Worth 16x16 Words", arXiv 2010.11929: one token a patch,
+    one more that the classifier reads, learned positions."""
+    from transformers import ViTConfig
+
+    shape: dict[str, Any] = {
+        "num_labels": classes,
+        "problem_type": "single_label_classification",
+        "image_size": config.image_size,
+        "patch_size": config.patch_size,
+        "num_channels": config.channels,
+        "hidden_size": config.hidden_size,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "intermediate_size": config.intermediate_size or 4 * config.hidden_size,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "attn_implementation": "sdpa",
+    }
+    return ViTConfig(**shape)
 
 
 def _rotary(config: ModelConfig) -> dict[str, Any]:

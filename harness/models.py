@@ -1,4 +1,4 @@
-"""Decoder language models: the shapes of four families from scratch, or a pretrained one by path.
+"""Decoders and a classifier of images from scratch, by shape, or a pretrained decoder by path.
 
 Importing this module needs neither torch nor transformers; building a model does.
 """
@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from harness.data.hub_access import check_repository
+from harness.data.model_files import check_files, locate
 from harness.errors import UserError
+from harness.lora import add_lora, check_lora
 from harness.model_families import check_family, families
+from harness.model_inputs import auto_class, sequence_length
 from harness.schema import ModelConfig
+from harness.schema_images import reads_images
 
 if TYPE_CHECKING:
     import torch
@@ -40,10 +43,16 @@ def check(config: ModelConfig) -> None:
     Raises:
         UserError: unknown family, sizes that do not divide, a path that cannot be loaded.
     """
+    if config.path is not None and reads_images(config):
+        raise UserError(
+            f"model.path={config.path!r} is not possible for family {config.family}, which is "
+            "trained from scratch; set it to null."
+        )
+    check_lora(config)
     if config.path is not None:
-        if not Path(config.path).exists():
-            check_repository(config.path, "model", "model.path")
-        elif not (Path(config.path) / "config.json").is_file():
+        found = check_files(config.path, "model.path")
+        folder = Path(found.name)
+        if found.gguf is None and folder.exists() and not (folder / "config.json").is_file():
             raise UserError(f"model.path={config.path!r} is no model folder (no config.json).")
         return
     if config.family not in families():
@@ -64,38 +73,44 @@ def check(config: ModelConfig) -> None:
 def max_positions(config: ModelConfig) -> int:
     """Longest sequence in tokens that the model of `config` takes."""
     if config.path is None:
-        return config.max_positions
+        return sequence_length(config, config.max_positions)
     limit = getattr(_pretrained_config(config.path), "max_position_embeddings", None)
     return int(limit) if limit is not None else config.max_positions
 
 
 def build_model(config: ModelConfig, vocab_size: int, seed: int) -> "PreTrainedModel":
-    """A causal language model in float32 on the CPU, in training mode, with dropout 0.
+    """A causal language model or classifier in float32 on the CPU, training mode, dropout 0.
 
     Its weights depend on `config`, `vocab_size` and `seed` alone; torch's random state is left as
-    it was. With `path` the weights are the pretrained ones and `seed` is not used.
+    it was. With `path` the weights are the pretrained ones and `seed` is for LoRA alone.
 
     Args:
         config: the model group of a run.
-        vocab_size: number of token ids of the data; used where `config.vocab_size` is null.
+        vocab_size: token ids or classes of the data; used where `config.vocab_size` is null.
         seed: seed of the initial weights.
 
     Raises:
         UserError: as `check`; a vocabulary smaller than the data's; a path that does not load.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
     check(config)
     with _quiet():
         if config.path is not None:
-            return _pretrained(config.path, vocab_size)
+            model = _pretrained(config.path, vocab_size)
+            return add_lora(_checkpointing(model, config), config, seed)
         shape = _shape(config, vocab_size)
         with torch.random.fork_rng(devices=[]):
             # Only the CPU generator: torch.manual_seed would reseed the CUDA generators too.
             torch.default_generator.manual_seed(seed)
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(shape, dtype=torch.float32)
-    return _for_training(model)
+            model = auto_class(config).from_config(shape, dtype=torch.float32)
+    return add_lora(_checkpointing(_for_training(model), config), config, seed)
+
+
+def _checkpointing(model: "PreTrainedModel", config: ModelConfig) -> "PreTrainedModel":
+    if config.activation_checkpointing:
+        model.activation_checkpointing_enable()
+    return model
 
 
 def meta_shapes(config: ModelConfig, vocab_size: int) -> list[ParameterSpec]:
@@ -145,7 +160,6 @@ def untrained_model(
         UserError: as `build_model`.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
     check(config)
     with _quiet():
@@ -154,8 +168,8 @@ def untrained_model(
         if layers is not None:
             shape.num_hidden_layers = layers
         kind = torch.float32 if dtype is None else dtype
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(shape, dtype=kind)
-    return _for_training(model)
+        model: PreTrainedModel = auto_class(config).from_config(shape, dtype=kind)
+    return add_lora(_for_training(model), config, seed=0)
 
 
 def _shape(config: ModelConfig, vocab_size: int) -> "PretrainedConfig":
@@ -172,7 +186,9 @@ def _pretrained_config(path: str) -> "PretrainedConfig":
     from transformers import AutoConfig
 
     try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(path)
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            **locate(path, "model.path").arguments
+        )
     except (OSError, ValueError) as error:
         raise UserError(f"model.path={path!r} has no configuration that can be loaded.") from error
     for key, value in config.to_dict().items():
@@ -189,7 +205,10 @@ def _pretrained(path: str, vocab_size: int) -> "PreTrainedModel":
     config = _pretrained_config(path)
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            path, config=config, dtype=torch.float32, attn_implementation="sdpa"
+            **locate(path, "model.path").arguments,
+            config=config,
+            dtype=torch.float32,
+            attn_implementation="sdpa",
         )
     except (OSError, ValueError) as error:
         raise UserError(f"model.path={path!r} cannot be loaded as a language model.") from error
@@ -203,8 +222,9 @@ def _pretrained(path: str, vocab_size: int) -> "PreTrainedModel":
 
 
 def _for_training(model: "PreTrainedModel") -> "PreTrainedModel":
-    # Without it transformers warns about GPT-2, whose class name does not end in ForCausalLM.
-    model.loss_type = "ForCausalLM"
+    if "ImageClassification" not in type(model).__name__:
+        # Without it transformers warns about GPT-2, whose class name does not end in ForCausalLM.
+        model.loss_type = "ForCausalLM"
     return model.train()
 
 

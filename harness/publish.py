@@ -1,4 +1,4 @@
-"""Copies a finished study to results/: records, curves and study.json, nothing else.
+"""Copies a finished study to results/: records, curves, study.json and beta1.json, nothing else.
 
 `python -m harness.publish runs/reproduce_full` writes results/reproduce_full. Published copies are
 read by people and by `gefen-report`, never by the runner.
@@ -40,6 +40,8 @@ def publish(study_dir: Path, results: Path) -> Path:
         curve = store.cell_dir(study_dir, record.id) / store.CURVE_FILE
         if curve.is_file():
             shutil.copyfile(curve, folder / store.CURVE_FILE)
+    if (study_dir / store.MOMENTA_FILE).is_file():
+        shutil.copyfile(study_dir / store.MOMENTA_FILE, copy / store.MOMENTA_FILE)
     shutil.rmtree(target, ignore_errors=True)
     copy.rename(target)
     return target

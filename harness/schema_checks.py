@@ -3,14 +3,18 @@
 import math
 
 from harness.errors import UserError
+from harness.schema_finetuning import PAIR_SOURCES, validate_finetuning
+from harness.schema_images import IMAGE_FAMILIES, IMAGE_SOURCES, validate_images
 from harness.schema_types import LaunchConfig, OptimizerConfig, RunConfig, TaskConfig
 
 PRECISIONS = ("fp32", "bf16_mixed", "bf16_pure")
-TASKS = ("pretrain", "memory")
-FAMILIES = ("gpt2", "llama", "mixtral", "qwen3")
-SOURCES = ("python_source", "text_files", "hub")
+TASKS = ("pretrain", "finetune", "classify", "memory")
+ROTARY_FAMILIES = ("llama", "mixtral", "qwen3")
+FAMILIES = ("gpt2", *ROTARY_FAMILIES, *IMAGE_FAMILIES)
+SOURCES = ("python_source", "text_files", "hub", *PAIR_SOURCES, *IMAGE_SOURCES)
 DEVICES = ("auto", "cpu", "cuda")
-TRACKERS = ("none", "wandb")
+STRATEGIES = ("ddp", "fsdp")
+TRACKERS = ("none", "wandb", "trackio")
 
 
 def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -44,7 +48,9 @@ def validate(config: RunConfig) -> None:
         ("tracker.mode", config.tracker.mode, ("offline", "online")),
     ):
         _one_of(key, value, allowed)
+    validate_images(config)
     _validate_sizes(config)
+    validate_finetuning(config)
     _validate_optimizer(config.optimizer)
     _validate_schedule(config.task)
 
@@ -70,28 +76,47 @@ def _validate_sizes(config: RunConfig) -> None:
         _at_least("threads", config.threads, 1)
     for key in ("hidden_size", "layers", "heads", "max_positions"):
         _at_least(f"model.{key}", getattr(config.model, key), 1)
-    if config.model.path is None and config.seq_len > config.model.max_positions:
+    learned = config.model.family not in (*ROTARY_FAMILIES, *IMAGE_FAMILIES)
+    if learned and config.model.path is None and config.seq_len > config.model.max_positions:
         raise UserError(
             f"seq_len={config.seq_len} is longer than the {config.model.max_positions} positions "
             f"of model {config.model.name}; choose seq_len <= {config.model.max_positions} or "
             "another model."
         )
     vocab_size = config.model.vocab_size
-    if vocab_size is not None and config.data.tokenizer == "bpe":
+    texts = config.data.source not in IMAGE_SOURCES
+    if texts and vocab_size is not None and config.data.tokenizer == "bpe":
         if config.data.vocab_size > vocab_size:
             raise UserError(
                 f"data.vocab_size={config.data.vocab_size} is larger than the vocabulary of model "
                 f"{config.model.name}; choose data.vocab_size <= {vocab_size}."
             )
     _validate_launch(config.launch)
+    if config.launch.nproc > 1 and config.launch.strategy == "fsdp":
+        _validate_fsdp(config)
 
 
 def _validate_launch(launch: LaunchConfig) -> None:
+    _at_least("launch.nproc", launch.nproc, 1)
+    if launch.strategy is not None:
+        _one_of("launch.strategy", launch.strategy, STRATEGIES)
     _above_zero("launch.timeout_seconds", launch.timeout_seconds)
     if launch.limit is not None:
         _at_least("launch.limit", launch.limit, 1)
     if launch.time_budget_minutes is not None:
         _above_zero("launch.time_budget_minutes", launch.time_budget_minutes)
+
+
+def _validate_fsdp(config: RunConfig) -> None:
+    """What needs whole weights or gradients on one rank."""
+    for key, used in (
+        ("task.kind=finetune", config.task.kind == "finetune"),
+        ("task.save_model=true", config.task.save_model),
+        ("task.gradient_noise", config.task.gradient_noise > 0),
+        ("model.lora_rank", config.model.lora_rank is not None),
+    ):
+        if used:
+            raise UserError(f"{key} does not work with launch.strategy=fsdp; choose ddp.")
 
 
 def _validate_optimizer(optimizer: OptimizerConfig) -> None:
@@ -113,6 +138,11 @@ def _validate_schedule(task: TaskConfig) -> None:
         _at_least(f"task.{key}", getattr(task, key), 1)
     for key in ("grad_clip", "spike_mads"):
         _above_zero(f"task.{key}", getattr(task, key))
+    if not (task.gradient_noise >= 0 and math.isfinite(task.gradient_noise)):
+        raise UserError(
+            f"task.gradient_noise={task.gradient_noise} is not allowed; it must be a finite "
+            "number, 0 or above."
+        )
     if task.memory_cap_gib is not None:
         _above_zero("task.memory_cap_gib", task.memory_cap_gib)
     if task.warmup_steps >= task.steps:

@@ -14,6 +14,9 @@ import torch
 from torch import nn
 
 from harness import data, models, optimizers
+from harness.data.model_files import GGUF
+from harness.distributed import Ranks, accelerator_of, ranks_of
+from harness.distributed_model import IMPORTS, local_state, spread
 from harness.facts import Facts
 from harness.meters import limits
 from harness.meters.energy import EnergyMeter
@@ -29,6 +32,7 @@ from harness.schema import RunConfig
 from harness.trackers import Tracker
 
 Row = tuple[int, int, float, str, float]  # step, tokens, train_seconds, key, value
+Inputs = dict[str, torch.Tensor]  # keyword arguments of the model
 PARTS = ("process", "import", "data", "model")  # of a start-up; building kernels is apart
 
 
@@ -51,13 +55,15 @@ class Setup:
     directory: Path
     report: Callable[..., None]
     accelerator: accelerate.Accelerator
-    corpus: data.Corpus
+    examples: data.Examples
     model: nn.Module
     optimizer: torch.optim.Optimizer
     meter: MemoryMeter
     energy: EnergyMeter
     tracker: Tracker
     facts: Facts
+    ranks: Ranks
+    module: nn.Module  # what is called for the model: itself, or what wraps it for several ranks
 
     @classmethod
     def build(
@@ -73,7 +79,8 @@ class Setup:
 
         `facts` gets the parts of the start-up, the meter and the cap; the cap holds from here on.
         """
-        accelerator = _accelerator(config)
+        accelerator = accelerator_of(config)
+        ranks = ranks_of(config, accelerator)
         _make_deterministic(config)
         _import_everything(config)
         cap = _cap_bytes(config)
@@ -82,18 +89,21 @@ class Setup:
         gc.freeze()
         facts.add(startup_import_seconds=facts.laps.lap(), memory_cap_bytes=cap)
         report(phase="loading data and model")
-        corpus = _prepare(config, job, facts)
+        examples = _prepare(config, job, facts)
         if cap is not None:
             limits.enforce(cap, accelerator.device, meter.baseline_data_bytes)
         with meter.phase("model"):
-            model = build_model(config, corpus.vocab_size, accelerator.device)
+            # FSDP moves its shards itself: a device never holds the whole.
+            place = torch.device("cpu") if ranks.sharded else accelerator.device
+            model = build_model(config, examples.vocab_size, place)
+            module = spread(model, ranks, config.precision)
             optimizer = optimizers.build_optimizer(model, config.optimizer)
         facts.add(startup_model_seconds=facts.laps.lap())
         facts.add(startup_seconds=sum(facts.metrics[f"startup_{part}_seconds"] for part in PARTS))
         energy = EnergyMeter(accelerator.device)
         return cls(
-            config, job, directory, report, accelerator, corpus,
-            model, optimizer, meter, energy, tracker, facts,
+            config, job, directory, report, accelerator, examples,
+            model, optimizer, meter, energy, tracker, facts, ranks, module,
         )  # fmt: skip
 
     @property
@@ -103,36 +113,50 @@ class Setup:
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens that one optimizer step reads."""
-        return self.config.seq_len * self.config.micro_batch * self.config.grad_accumulation
+        """Tokens that one optimizer step reads, on all ranks."""
+        config, ranks = self.config, self.ranks.count
+        return config.seq_len * config.micro_batch * config.grad_accumulation * ranks
 
-    def micro_batch(self, step: int, index: int) -> torch.Tensor:
-        """Token ids (micro_batch, seq_len) int64 for one forward pass of one optimizer step.
+    def micro_batch(self, step: int, index: int) -> Inputs:
+        """This rank's `micro_batch` examples of one forward pass of one optimizer step.
 
-        A pure function of data seed, step and index, so that a resumed run sees the same text.
+        A pure function of data seed, step and index, so that a resumed run sees the same data.
         """
         config = self.config
-        tokens = self.corpus.tokens("train")
-        count = config.grad_accumulation
-        ids = data.batch(
-            tokens, config.seq_len, config.micro_batch, config.data_seed or 0, step * count + index
-        )
-        return torch.from_numpy(ids).to(self.device)
+        number = step * config.grad_accumulation + index
+        seed = config.data_seed or 0
+        together = config.micro_batch * self.ranks.count
+        batch = self.examples.batch(config.seq_len, together, seed, number)
+        return self.inputs(self.ranks.share(batch, config.micro_batch)[0])
 
-    def loss(self, ids: torch.Tensor) -> torch.Tensor:
-        """Mean next-token cross entropy in nats over ids (batch, seq_len), a 0-d float32 tensor."""
+    def inputs(self, batch: data.Batch) -> Inputs:
+        """A batch as tensors where the model lives."""
+        return {name: torch.from_numpy(array).to(self.device) for name, array in batch.items()}
+
+    def outputs(self, inputs: Inputs) -> Any:
+        """What the model of transformers returns: `loss`, the mean cross entropy in nats, 0-d
+        float32, over the next tokens or over the images, and `logits`."""
         with self.accelerator.autocast():
-            result: torch.Tensor = self.model(input_ids=ids, labels=ids).loss
+            return self.module(**inputs)
+
+    def loss(self, inputs: Inputs) -> torch.Tensor:
+        """The loss of `outputs`."""
+        result: torch.Tensor = self.outputs(inputs).loss
         return result
 
     def byte_metrics(self) -> dict[str, Any]:
         """Counted, predicted and serialised bytes; call when state and gradients exist."""
+        predicted = None  # the closed forms are those of whole tensors
+        if not self.ranks.sharded:
+            predicted = optimizers.state_bytes(
+                self.config.optimizer, self._specs(), next(self.model.parameters()).element_size()
+            )
         return {
             **self.counted_bytes(),
-            "optimizer_state_predicted_bytes": optimizers.state_bytes(
-                self.config.optimizer, self._specs(), next(self.model.parameters()).element_size()
+            "optimizer_state_predicted_bytes": predicted,
+            "optimizer_checkpoint_bytes": serialized_bytes(
+                local_state(self.optimizer.state_dict(), self.ranks)
             ),
-            "optimizer_checkpoint_bytes": serialized_bytes(self.optimizer.state_dict()),
             "baseline_bytes": self.meter.baseline_bytes,
         }
 
@@ -143,6 +167,8 @@ class Setup:
         state = optimizer_state_bytes(self.optimizer)
         return {
             "parameters": count,
+            "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+            "trainable_bytes": tensors_bytes(p for p in parameters if p.requires_grad),
             "parameter_bytes": tensors_bytes(parameters),
             "gradient_bytes": tensors_bytes(p.grad for p in parameters if p.grad is not None),
             "optimizer_state_bytes": state,
@@ -162,14 +188,15 @@ class Setup:
         return models.specs_of(self.model)
 
 
-def _prepare(config: RunConfig, job: dict[str, Any], facts: Facts) -> data.Corpus:
+def _prepare(config: RunConfig, job: dict[str, Any], facts: Facts) -> data.Examples:
     """The data, and what the optimizer compiles once a machine; each with its own time."""
     facts.enter("data")
-    corpus = data.prepare(config.data, Path(job["cache"]) / "data", progress=False)
+    examples = data.load(config.data, Path(job["cache"]) / "data", progress=False)
+    examples = examples.divided(config.data_seed or 0)
     facts.add(startup_data_seconds=facts.laps.lap())
     facts.add(kernel_build_seconds=optimizers.prepare(config.optimizer))
     facts.laps.lap()
-    return corpus
+    return examples
 
 
 def _cap_bytes(config: RunConfig) -> int | None:
@@ -184,7 +211,12 @@ def _import_everything(config: RunConfig) -> None:
     """
     family = config.model.family
     optimizers.preload(config.optimizer)
-    for package in ("torch._dynamo", f"transformers.models.{family}.modeling_{family}"):
+    packages = ["torch._dynamo", f"transformers.models.{family}.modeling_{family}"]
+    packages += IMPORTS if config.launch.nproc > 1 else []
+    packages += ["peft"] if config.model.lora_rank is not None else []
+    packages += ["gguf"] if (config.model.path or "").endswith(GGUF) else []
+    packages += ["transformers.generation"] if config.task.kind == "finetune" else []
+    for package in packages:
         importlib.import_module(package)
     # Large enough to start the threads of OpenMP, whose stacks are no memory of the cell.
     torch.ones(1 << 18).add_(1)
@@ -199,15 +231,6 @@ def build_model(config: RunConfig, vocab_size: int, device: torch.device) -> nn.
     if config.precision == "bf16_pure":
         model = model.to(torch.bfloat16)
     return model.to(device).train()
-
-
-def _accelerator(config: RunConfig) -> accelerate.Accelerator:
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    return accelerate.Accelerator(
-        mixed_precision="bf16" if config.precision == "bf16_mixed" else "no",
-        cpu=config.device == "cpu",
-    )
 
 
 def _make_deterministic(config: RunConfig) -> None:

@@ -26,6 +26,7 @@ RESULT_STATUSES = ("done", "diverged", "oom")
 RECORD_FILE = "record.json"
 CURVE_FILE = "curve.parquet"
 STUDY_FILE = "study.json"
+MOMENTA_FILE = "beta1.json"  # beside study.json, where harness.stam.beta1 was told to write there
 STALE_TEMPORARY_SECONDS = 600.0
 
 

@@ -15,7 +15,7 @@ from harness.schema import StudyConfig
 from harness.search import Point, Search
 from harness.search_config import build, searched_keys
 
-PART_KEYS = ("overrides", "sweep", "tuned", "variants", "search", "alternate")
+PART_KEYS = ("overrides", "sweep", "linked", "tuned", "variants", "search", "alternate")
 VARIANT_KEYS = ("optimizer", "options", "rate_of", "sweep")
 
 
@@ -37,6 +37,7 @@ def searches(study: StudyConfig, name: str, extra: list[str]) -> list[Search]:
     """What decides the cells of each part of the study, in the order of its file.
 
     A part has `overrides` (key: value), `sweep` (key: list of values; the product is taken),
+    `linked` (a list of overrides that change together, each taken with the whole sweep),
     `variants`, `tuned` (where each optimizer's learning rate comes from: a name in configs/tuned,
     or the folder of a finished tuning study, as runs/tune) and `search` (see
     `harness.search_config`). With `alternate: true` every second point of the sweep runs the
@@ -60,7 +61,12 @@ def _points(part: str, content: dict[str, Any], fixed: Point) -> list[Point]:
     """The product of a part's sweep and variants."""
     points = []
     fixed = {**fixed, **(content.get("overrides") or {})}
-    for turn, swept in enumerate(_product(content.get("sweep") or {})):
+    swept_and_linked = (
+        {**linked, **swept}
+        for linked in content.get("linked") or [{}]
+        for swept in _product(content.get("sweep") or {})
+    )
+    for turn, swept in enumerate(swept_and_linked):
         backwards = content.get("alternate", False) and turn % 2 == 1
         for rate_of, chosen in list(_variants(content.get("variants")))[:: -1 if backwards else 1]:
             cell = {**fixed, **swept, **chosen}
@@ -100,11 +106,24 @@ def _check_part(part: str, content: Any, extra: list[str]) -> None:
     if not isinstance(content.get("alternate", False), bool):
         raise UserError(f"{where}.alternate={content['alternate']} must be true or false.")
     searched: dict[str, Any] = {key: [] for key in searched_keys(where, content.get("search"))}
-    _check_sweep(where, part, {**searched, **(content.get("sweep") or {})}, extra)
+    linked = _linked_keys(where, content.get("linked"))
+    _check_sweep(where, part, {**searched, **linked, **(content.get("sweep") or {})}, extra)
     for name, variant in (variants or {}).items():
         _check_keys(f"{where}.variants.{name}", variant or {}, VARIANT_KEYS)
         sweep = {"optimizer": [], **((variant or {}).get("sweep") or {})}
         _check_sweep(f"{where}.variants.{name}", part, sweep, extra)
+
+
+def _linked_keys(where: str, linked: Any) -> dict[str, list[Any]]:
+    """The keys that `linked` sets, which all of its entries must have."""
+    if linked is None:
+        return {}
+    entries = linked if isinstance(linked, list) else [linked]
+    if not (
+        entries and all(isinstance(e, dict) and e.keys() == entries[0].keys() for e in entries)
+    ):
+        raise UserError(f"{where}.linked={linked} must be a list of overrides with the same keys.")
+    return {key: [] for key in entries[0]}
 
 
 def _check_keys(where: str, content: Any, allowed: tuple[str, ...]) -> None:

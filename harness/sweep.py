@@ -1,21 +1,19 @@
-"""Runs planned cells one after another, says how far it is, and leaves a resumable study."""
+"""Runs planned cells, says how far it is, and leaves a resumable study."""
 
-import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from harness import store
+from harness import live, store
 from harness.cells import Cell
 from harness.estimates import Estimator, duration, total
 from harness.groups import configs_dir
-from harness.launcher import launch
 from harness.planning import CellList, Known, Plan
 from harness.provenance import utc_now
+from harness.runners import OneByOne, Runner
 from harness.study_file import write_study
 
 OnRecord = Callable[[store.Record], None]
@@ -59,56 +57,99 @@ class Sweep:
     """
 
     def __init__(
-        self, plan: "Plan | CellList", command: str, limits: Limits, progress: bool = True
+        self,
+        plan: Plan | CellList,
+        command: str,
+        limits: Limits,
+        progress: bool = True,
+        runner: Runner | None = None,
     ) -> None:
         self._plan, self._command, self._limits = plan, command, limits
         self._progress = progress
+        self._runner = runner or OneByOne()
         self._outcome = Outcome()
         self._handled: set[str] = set()
+        self._known = Known([], False, 0, [])
+        self._todo: dict[str, Cell] = {}  # known cells without a result
+        self._running: dict[str, tuple[str, float]] = {}  # line in a log, share that is done
         self._ran = 0
         self._started = time.monotonic()
 
     def run(self, on_record: OnRecord | None = None) -> Outcome:
         """Run; KeyboardInterrupt loses nothing that was finished."""
-        known = self._plan.known()
+        self._know()
         looked = utc_now()
-        write_study(known.cells, self._command, looked)
-        self._estimator = Estimator(record_folders(known.cells) if self._progress else ())
-        self._say(opening_line(known, self._estimator))
-        while waiting := [cell for cell in known.cells if cell.id not in self._handled]:
-            if not self._handle(waiting, known, on_record):
-                break
-            before, known = known, self._plan.known()
-            if len(known.cells) != len(before.cells):
-                write_study(known.cells, self._command, looked)
+        write_study(self._known.cells, self._command, looked)
+        self._estimator = Estimator(record_folders(self._known.cells) if self._progress else ())
+        with live.view(self._progress, self._standing) as self._view:
+            self._view.line(opening_line(self._known, self._estimator))
+            while waiting := [c for c in self._known.cells if c.id not in self._handled]:
+                if not self._handle(waiting, on_record):
+                    break
+                before = len(self._known.cells)
+                self._know()
+                if len(self._known.cells) != before:
+                    write_study(self._known.cells, self._command, looked)
         return self._outcome
 
-    def _handle(self, waiting: list[Cell], known: Known, on_record: OnRecord | None) -> bool:
-        """Keep or run the first waiting cell; False when a limit was reached instead."""
-        cell, total_cells = waiting[0], f"{len(known.cells)}{'+' if known.open else ''}"
-        number = f"{len(self._handled) + 1}/{total_cells}"
-        name = f"{cell.config.part}: {cell.label}"
-        record, note = cell.finished(), "kept"
-        if record is None:
-            self._outcome.stopped = self._limit_reached()
-            if self._outcome.stopped is not None:
-                self._outcome.left = sum(cell.finished() is None for cell in waiting)
-                return False
-            started = time.monotonic()
-            head = f"[{number}, {self._times(waiting)}] {name}"
-            record = _run_one(cell, self._command, head, self._progress)
-            note = duration(time.monotonic() - started)
-            self._ran += 1
-            self._estimator.learn(record, cell.directory)
+    def _know(self) -> None:
+        """Ask the plan which cells there are now, and the disk which of the new ones have run."""
+        earlier = {cell.id for cell in self._known.cells}
+        self._known = self._plan.known()
+        new = [cell for cell in self._known.cells if cell.id not in earlier]
+        self._todo |= {cell.id: cell for cell in new if cell.finished() is None}
+
+    def _handle(self, waiting: list[Cell], on_record: OnRecord | None) -> bool:
+        """Keep the first waiting cell or run a batch; False when a limit was reached instead."""
+        record = waiting[0].finished()
+        if record is not None:
+            self._take(waiting[0], record, "kept", on_record)
+            return True
+        # Another command may have run some of them by now.
+        self._todo = {cell.id: cell for cell in waiting if cell.finished() is None}
+        self._outcome.stopped = self._limit_reached()
+        if self._outcome.stopped is not None:
+            self._outcome.left = len(self._todo)
+            return False
+        most = None if self._limits.cells is None else self._limits.cells - self._ran
+        batch = self._runner.batch(list(self._todo.values()))[:most]
+        deadline = None
+        if self._limits.seconds is not None:
+            deadline = time.time() + self._limits.seconds - (time.monotonic() - self._started)
+        # Closed at once when this loop is left, so that no worker runs on after a Ctrl-C.
+        with closing(self._runner.run(batch, self._command, deadline, self._report)) as ended:
+            for cell, record, seconds in ended:
+                self._ran += 1
+                self._running.pop(cell.id, None)
+                self._view.end(cell.id)
+                self._estimator.learn(record, cell.directory)
+                self._take(cell, record, duration(seconds), on_record)
+        return True
+
+    def _take(
+        self, cell: Cell, record: store.Record, note: str, on_record: OnRecord | None
+    ) -> None:
+        """Count a record, tell it, and let searches go on from it."""
+        number = self._number(len(self._handled) + 1)
         self._handled.add(cell.id)
+        self._todo.pop(cell.id, None)
         self._plan.answer(record)
-        times = f", {self._times(waiting[1:])}" if note != "kept" else ""
-        self._say(f"[{number}{times}] {name}  {summary_line(record)}  ({note})")
+        times = f", {self._times()}" if note != "kept" else ""
+        self._view.line(f"[{number}{times}] {_name(cell)}  {summary_line(record)}  ({note})")
         counts = self._outcome.counts
         counts[record.status] = counts.get(record.status, 0) + 1
         if on_record is not None:
             on_record(record)
-        return True
+
+    def _report(self, cell: Cell, values: dict[str, Any]) -> None:
+        """Show what a running cell told."""
+        if cell.id not in self._running:
+            number = self._number(len(self._handled) + len(self._running) + 1)
+            self._running[cell.id] = f"[{number}, {self._times()}] {_name(cell)}", 0.0
+        head = self._running[cell.id][0]
+        if "steps" in values:
+            self._running[cell.id] = head, values["step"] / max(1, values["steps"])
+        self._view.update(cell.id, head, _name(cell), values)
 
     def _limit_reached(self) -> str | None:
         if self._limits.cells is not None and self._ran >= self._limits.cells:
@@ -118,17 +159,40 @@ class Sweep:
             return f"the time budget of {duration(self._limits.seconds)}"
         return None
 
-    def _times(self, waiting: list[Cell]) -> str:
+    def _number(self, which: int) -> str:
+        return f"{which}/{len(self._known.cells)}{'+' if self._known.open else ''}"
+
+    def _times(self) -> str:
         """Time since the start, and what is left for the waiting cells that have an estimate."""
         elapsed = duration(time.monotonic() - self._started)
-        found = [self._estimator.estimate(c.config) for c in waiting if c.finished() is None]
-        seconds = sum(estimate.seconds for estimate in found if estimate is not None)
+        todo = dict(self._todo)
+        found = [self._estimator.estimate(cell.config) for cell in todo.values()]
+        shares = [self._running.get(name, ("", 0.0))[1] for name in todo]
+        seconds = sum(
+            estimate.seconds * (1 - share)
+            for estimate, share in zip(found, shares, strict=True)
+            if estimate is not None
+        )
+        at_once = min(self._runner.width or len(self._running), len(todo))
         more = "+" if None in found else ""
-        return f"{elapsed} so far, about {duration(seconds)}{more} left" if seconds else elapsed
+        left = duration(seconds / max(1, at_once))
+        return f"{elapsed} so far, about {left}{more} left" if seconds else elapsed
 
-    def _say(self, line: str) -> None:
-        if self._progress:
-            print(line, file=sys.stderr, flush=True)
+    def _standing(self) -> live.Standing:
+        results = set(store.RESULT_STATUSES)
+        failed = sum(n for status, n in self._outcome.counts.items() if status not in results)
+        return live.Standing(
+            total=len(self._known.cells),
+            open=self._known.open,
+            done=len(self._known.cells) - len(self._todo) - failed,
+            failed=failed,
+            running=len(self._running),
+            times=self._times(),
+        )
+
+
+def _name(cell: Cell) -> str:
+    return f"{cell.config.part}: {cell.label}"
 
 
 def record_folders(cells: list[Cell]) -> list[Path]:
@@ -150,29 +214,6 @@ def opening_line(known: Known, estimator: Estimator) -> str:
     if known.open:
         line += f"; the search adds cells as it learns, at most {known.at_most} in all"
     return f"{line}."
-
-
-def _run_one(cell: Cell, command: str, head: str, progress: bool) -> store.Record:
-    """One cell under a progress bar: a line that redraws on a terminal, a line a while in a log."""
-    interactive = sys.stderr.isatty()
-    with tqdm(
-        desc=head,
-        disable=not progress,
-        leave=False,
-        mininterval=0.2 if interactive else 20,
-        dynamic_ncols=True,
-        bar_format="{desc}: {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} [{elapsed}]{postfix}",
-        total=1,
-    ) as bar:
-
-        def show(values: dict[str, Any]) -> None:
-            note = f"loss {values['loss']:.3f}" if "loss" in values else values.get("phase", "")
-            bar.set_postfix_str(f" {note}", refresh=interactive)
-            if "steps" in values:
-                bar.total = values["steps"]
-                bar.update(values["step"] - bar.n)
-
-        return launch(cell, command, show)
 
 
 def summary_line(record: store.Record) -> str:

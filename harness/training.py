@@ -1,4 +1,4 @@
-"""task.kind=pretrain: the training loop, its checkpoints and its curve."""
+"""task.kind=pretrain and classify: the training loop, its checkpoints and its curve."""
 
 import contextlib
 import itertools
@@ -7,18 +7,14 @@ import math
 import torch
 
 from harness import checkpoint
-from harness.evaluation import Evaluation, held_out_loss, tokens_read
+from harness.distributed import local, pooled_rms, whole
+from harness.evaluation import Evaluation, held_out_loss, targets_in
+from harness.gradient_noise import add_noise
 from harness.meters.stability import LossWatch, UpdateMeter
 from harness.meters.timing import Stopwatch, Total, frozen_gc, summarize
 from harness.schema import TaskConfig
 from harness.setup import Outcome, Row, Setup
-from harness.training_metrics import (
-    bits_per_byte,
-    partial_metrics,
-    perplexity,
-    raw_rows,
-    training_metrics,
-)
+from harness.training_metrics import partial_metrics, raw_rows, scores, training_metrics
 
 
 def learning_rate_factor(step: int, task: TaskConfig) -> float:
@@ -30,7 +26,7 @@ def learning_rate_factor(step: int, task: TaskConfig) -> float:
     return task.min_lr_ratio + (1 - task.min_lr_ratio) * cosine
 
 
-def run_pretraining(setup: Setup) -> Outcome:
+def run_training(setup: Setup) -> Outcome:
     """Train for `task.steps` steps; a checkpoint of the same cell is continued."""
     return Run(setup).train()
 
@@ -46,9 +42,11 @@ class Run:
             self.task.spike_window, self.task.spike_mads, self.task.divergence_window
         )
         self.progress = checkpoint.load(setup, self.watch)
-        self.updates = UpdateMeter(setup.model.parameters())
+        trained = [local(p) for p in setup.model.parameters() if p.requires_grad]
+        self.updates, self.held = UpdateMeter(trained), sum(p.numel() for p in trained)
         self.metering = Total(setup.device)
         self.grad_norm = self.update_rms = math.nan
+        self.found: Evaluation | None = None  # by the last evaluation of this process
         self.earlier_joules = 0.0 if self.progress.step == 0 else self.progress.energy_joules
         setup.meter.seconds = 0.0  # until here it is the start-up's
         self._replay()
@@ -119,18 +117,25 @@ class Run:
 
     def _step(self) -> None:
         """One optimizer step: forward and backward, clipping, update; times kept apart."""
-        setup, progress = self.setup, self.progress
+        setup, progress, ranks = self.setup, self.progress, self.setup.ranks
         factor = learning_rate_factor(progress.step, self.task)
         for group, rate in zip(setup.optimizer.param_groups, self.peak_rates, strict=True):
             group["lr"] = rate * factor
         count = setup.config.grad_accumulation
         batches = [setup.micro_batch(progress.step, index) for index in range(count)]
+        targets = [targets_in(inputs) for inputs in batches]
+        (total,) = ranks.total(sum(targets))
         loss = torch.zeros((), device=setup.device)
         with Stopwatch(setup.device) as forward:
-            for ids in batches:
-                part = setup.loss(ids) / count
-                setup.accelerator.backward(part)
+            for number, (inputs, own) in enumerate(zip(batches, targets, strict=True), 1):
+                with ranks.accumulating(setup.module, last=number == count):
+                    part = setup.loss(inputs) / (total / own)
+                    # Several ranks mean their gradients; the sum is wanted.
+                    setup.accelerator.backward(part * ranks.count)
                 loss += part.detach().float()
+        if self.task.gradient_noise:  # no part of a step's time: it stands for noisy data
+            seed = setup.config.data_seed or 0
+            add_noise(setup.model.parameters(), self.task.gradient_noise, seed, progress.step)
         with Stopwatch(setup.device) as clip:
             norm = torch.nn.utils.clip_grad_norm_(setup.model.parameters(), self.task.grad_clip)
         # Measured in steps that are logged alone: a copy costs time.
@@ -138,14 +143,18 @@ class Run:
         if logged:
             with self.metering:
                 self.updates.before()
+        ranks.align()
         with Stopwatch(setup.device) as update:
             setup.optimizer.step()
         with self.metering:
-            self.update_rms = self.updates.after() if logged else math.nan
+            self.update_rms = (
+                pooled_rms(ranks, self.updates.after(), self.held) if logged else math.nan
+            )
         setup.optimizer.zero_grad(set_to_none=True)
         progress.train_seconds += forward.seconds + clip.seconds + update.seconds
         with self.metering:
-            self._take(float(loss), float(norm), forward.seconds, update.seconds)
+            (loss_of_all,) = ranks.total(float(loss))
+            self._take(loss_of_all, float(whole(norm)), forward.seconds, update.seconds)
 
     def _take(self, loss: float, norm: float, forward: float, update: float) -> None:
         """Keep what one step gave: nats per token, gradient norm before clipping, seconds."""
@@ -162,7 +171,11 @@ class Run:
             progress.largest_update_rms = max(progress.largest_update_rms, self.update_rms)
         if progress.step % self.task.log_every_steps == 0 or progress.step == 1:
             self.setup.report(
-                phase="training", step=progress.step, steps=self.task.steps, loss=loss
+                phase="training",
+                step=progress.step,
+                steps=self.task.steps,
+                loss=loss,
+                tokens_per_second=self.setup.tokens_per_step / sum(self._recent_seconds()),
             )
             self.setup.facts.tell_bytes()
 
@@ -189,12 +202,16 @@ class Run:
         axes = {"step": step, "tokens": tokens, "flops": 6.0 * self.parameters * tokens}
         self.setup.tracker.log({**axes, "train_seconds": train_seconds, **values})
 
+    def _recent_seconds(self) -> tuple[float, float]:
+        """Medians of the forward and backward pass and of the update, since the last log."""
+        recent, progress = slice(-self.task.log_every_steps, None), self.progress
+        forward = summarize(progress.forward_backward_seconds[recent])["median"]
+        return forward, summarize(progress.optimizer_seconds[recent])["median"]
+
     def _log(self) -> None:
         progress, setup = self.progress, self.setup
-        recent = slice(-self.task.log_every_steps, None)
-        forward = summarize(progress.forward_backward_seconds[recent])["median"]
-        update = summarize(progress.optimizer_seconds[recent])["median"]
-        losses = progress.losses[recent]
+        forward, update = self._recent_seconds()
+        losses = progress.losses[-self.task.log_every_steps :]
         self._record(
             {
                 "train/loss": sum(losses) / len(losses),
@@ -212,14 +229,10 @@ class Run:
     def _evaluate(self) -> None:
         """A point of the curve: the loss over `eval_tokens`."""
         found = held_out_loss(self.setup, self.task.eval_tokens)
+        self.found = found
         self.progress.evaluations.append((self.progress.step, found.loss))
-        self._record(
-            {
-                "eval/loss": found.loss,
-                "eval/perplexity": perplexity(found.loss),
-                "eval/bits_per_byte": bits_per_byte(self.setup, found.loss),
-            }
-        )
+        more = {f"eval/{name}": value for name, value in scores(self.setup, found).items()}
+        self._record({"eval/loss": found.loss, **more})
 
     def _last_evaluation(self) -> Evaluation | None:
         """The loss over `final_eval_tokens` after the last step; None where the run diverged.
@@ -230,6 +243,6 @@ class Run:
         if self.watch.diverged or not math.isfinite(loss):
             return None
         if wanted is None:
-            return Evaluation(loss, tokens_read(self.setup, self.task.eval_tokens))
+            return self.found
         last = held_out_loss(self.setup, wanted)
         return last if math.isfinite(last.loss) else None

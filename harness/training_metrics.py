@@ -1,9 +1,10 @@
-"""The metrics of a finished training run; losses are in nats per token of `eval_split`."""
+"""The metrics of a finished training run; losses are in nats per token or image of `eval_split`."""
 
 import math
 from dataclasses import asdict
 from typing import Any
 
+from harness import data
 from harness.checkpoint import Progress
 from harness.crossing import first_crossing
 from harness.evaluation import Evaluation
@@ -26,8 +27,8 @@ def training_metrics(
     metrics = {**setup.facts.metrics, **setup.byte_metrics()}
     return {
         **metrics,
-        # Gradients are freed after each step; while they live they mirror the parameters.
-        "gradient_bytes": metrics["parameter_bytes"],
+        # Gradients are freed after each step; while they live they mirror what is trained.
+        "gradient_bytes": metrics["trainable_bytes"],
         **{f"peak_{phase}_bytes": peak for phase, peak in progress.peaks.items()},
         **{f"reserved_{phase}_bytes": peak for phase, peak in progress.reserved.items()},
         "peak_bytes": max(progress.peaks.get(phase, 0) for phase in PEAK_PHASES),
@@ -36,10 +37,10 @@ def training_metrics(
         "initial_eval_loss": losses[0],
         "final_eval_loss": final,
         "best_eval_loss": min((x for x in losses if math.isfinite(x)), default=math.nan),
-        "final_eval_perplexity": perplexity(final),
-        "final_eval_bits_per_byte": bits_per_byte(setup, final),
+        **{f"final_eval_{k}": v for k, v in scores(setup, last or Evaluation(final, 0)).items()},
         "eval_split": setup.config.task.eval_split,
         "final_eval_tokens": None if last is None else last.tokens,
+        **_images(setup, last),
         "final_train_loss": progress.losses[-1],
         **_times(progress),
         **_target(progress, setup.config.task.target_loss),
@@ -105,9 +106,27 @@ def perplexity(loss: float) -> float:
     return math.exp(min(loss, 700.0)) if math.isfinite(loss) else math.nan
 
 
-def bits_per_byte(setup: Setup, loss: float) -> float:
-    """A loss in nats per token as bits per byte of text, comparable between vocabularies."""
-    return loss / math.log(2) / setup.corpus.bytes_per_token(setup.config.task.eval_split)
+def scores(setup: Setup, found: Evaluation) -> dict[str, float]:
+    """What a loss means: for images the accuracy, for texts perplexity and bits per byte.
+
+    Bits per byte of text are comparable between vocabularies.
+    """
+    if found.accuracy is not None:
+        return {"accuracy": found.accuracy}
+    values = {"perplexity": perplexity(found.loss)}
+    if isinstance(setup.examples, data.Corpus):
+        bytes_each = setup.examples.bytes_per_token(setup.config.task.eval_split)
+        values["bits_per_byte"] = found.loss / math.log(2) / bytes_each
+    return values
+
+
+def _images(setup: Setup, last: Evaluation | None) -> dict[str, int]:
+    """How many images were trained on and judged on, which a test over folds needs."""
+    if last is None or last.accuracy is None:
+        return {}
+    length = setup.config.seq_len
+    train = setup.examples.examples("train", length)
+    return {"train_images": train, "final_eval_images": last.tokens // length}
 
 
 def _times(progress: Progress) -> dict[str, float]:

@@ -19,23 +19,17 @@ as csv and parquet; audit.json (settings, provenance, summary); summary.md; upda
 """
 
 import argparse
-import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
-import hydra
-from hydra.errors import HydraException
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from harness import app, cells, provenance, store
-from harness.audit.comparison import audit, prepared
+from harness import store
+from harness.audit import command
+from harness.audit.comparison import audit
 from harness.audit.report import draw, markdown, summarize
 from harness.errors import UserError
-from harness.groups import configs_dir
-from harness.schema import RunConfig, from_dict, to_dict
+from harness.schema import RunConfig
 
+MODULE = "harness.update_audit"
 # Options of the registry's gefen_ablation, which is gefen itself where no switch is set.
 VARIANTS: dict[str, dict[str, Any]] = {
     "factored_8bit": {"second_moment": "factored", "first_moment_bits": 8},
@@ -44,50 +38,24 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "block_8bit": {"second_moment": "block", "first_moment_bits": 8},
     "published_like": {"second_moment": "block", "first_moment_bits": 8, "rounding": "nearest"},
 }
-DEFAULTS = ("model=gpt2_3m", "seq_len=128", "micro_batch=8", "task.steps=200", "device=cpu")
-NOT_DESCRIBED = ("study", "launch", "tracker", "root", "cache", "part", "seed")
 
 
-def compose(overrides: list[str]) -> RunConfig:
-    """The configuration of `gefen-bench` with this command's defaults, then these overrides.
+def write(config: RunConfig, variants: dict[str, dict[str, Any]], output: Path, line: str) -> str:
+    """Run the audit, write its files into the folder `output`, return the summary's Markdown.
 
-    Raises UserError or an error of Hydra for a mistake.
+    `line` is the command line.
     """
-    app.register_schema()
-    with hydra.initialize_config_dir(str(configs_dir()), version_base="1.3"):
-        steps = hydra.compose("config", [*DEFAULTS, *overrides]).task.steps
-        warmup = f"task.warmup_steps={min(20, steps // 10)}"
-        composed = hydra.compose("config", [*DEFAULTS, warmup, *overrides])
-    plain: Any = OmegaConf.to_container(composed, resolve=True)
-    config = cells.resolve(from_dict(RunConfig, plain))
-    if config.device != "cpu" or config.precision != "fp32":
-        raise UserError("The audit runs in float32 on the CPU: leave device and precision out.")
-    return config
-
-
-def write(
-    config: RunConfig, variants: dict[str, dict[str, Any]], output: Path, command: str
-) -> str:
-    """Run the audit, write its files into the folder `output`, return the summary's Markdown."""
     tensors, deciles = audit(config, variants)
     summary = summarize(tensors, deciles)
     output.mkdir(parents=True, exist_ok=True)
     for name, frame in (("tensors", tensors), ("columns", deciles)):
         frame.to_csv(output / f"{name}.csv", index=False, float_format="%.6g")
         frame.to_parquet(output / f"{name}.parquet", index=False)
-    text = markdown(summary, config, command)
+    text = markdown(summary, config, line)
     (output / "summary.md").write_text(text, encoding="utf-8")
     draw(summary, deciles, config.model.name).savefig(output / "updates.png", dpi=150)
-    described = {key: value for key, value in to_dict(config).items() if key not in NOT_DESCRIBED}
-    content = {
-        "config": described,
-        "variants": variants,
-        "provenance": provenance.collect(
-            command, config.device, prepared(config).hash, provenance.code_hash()
-        ),
-        "summary": summary.to_dict("records"),
-    }
-    store.write_json_atomic(output / "audit.json", content)
+    found = {"variants": variants, "summary": summary.to_dict("records")}
+    store.write_json_atomic(output / "audit.json", command.facts(config, line, **found))
     return text
 
 
@@ -102,35 +70,24 @@ def chosen(names: str) -> dict[str, dict[str, Any]]:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m harness.update_audit",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--output", type=Path, required=True, help="folder for the results")
+    parser = command.parser_of(MODULE, __doc__)
     parser.add_argument(
         "--variants",
         default=",".join(VARIANTS),
         metavar="NAME,...",
         help="which to compare with AdamW (default: %(default)s)",
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for gefen-bench")
     return parser.parse_intermixed_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the audit and print its summary; a mistake is one sentence, exit code 2."""
     options = parse(arguments)
-    given = sys.argv[1:] if arguments is None else arguments
-    command = shlex.join(["python", "-m", "harness.update_audit", *given])
-    try:
-        variants = chosen(options.variants)
-        text = write(compose(options.overrides), variants, options.output, command)
-    except (UserError, HydraException, OmegaConfBaseException) as error:
-        print(f"harness.update_audit: {app.explain(error)}", file=sys.stderr)
-        sys.exit(2)
-    print(text)
-    print(f"Written: {options.output}")
+
+    def work(config: RunConfig, line: str) -> str:
+        return write(config, chosen(options.variants), options.output, line)
+
+    command.run(MODULE, options, arguments, work)
 
 
 if __name__ == "__main__":

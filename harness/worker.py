@@ -14,12 +14,13 @@ from typing import Any
 
 from harness import store
 from harness.cells import blank_record, job_config
+from harness.distributed_worker import is_first_failure, rank_index, wait_for_end
 from harness.errors import UserError
 from harness.facts import Facts
 from harness.launcher import FACTS_MARK, PROGRESS_MARK
 from harness.meters.limits import lift
 from harness.provenance import code_hash, utc_now
-from harness.schema import RunConfig
+from harness.schema import RunConfig, TrackerConfig
 from harness.trackers import RunInfo, Tracker, make_tracker
 
 PR_SET_PDEATHSIG = 1
@@ -27,15 +28,19 @@ PR_SET_PDEATHSIG = 1
 
 def main() -> int:
     """Run the job described in `<folder>/job.json`; the record says how it ended."""
-    facts = Facts(_tell)
     directory, parent = Path(sys.argv[1]), int(sys.argv[2])
-    _die_with_parent(parent)
+    die_with_parent(parent)
     job = json.loads((directory / "job.json").read_text())
     config = job_config(job)
-    record = blank_record(job, config.device)
-    tracker = make_tracker(config.tracker, _run_info(config, job, directory))
+    record, code = blank_record(job, config.device), 0
+    rank = rank_index(config)
+    facts = Facts(tell if rank == 0 else _silent)
+    mirror = config.tracker if rank == 0 else TrackerConfig(name="none")
+    tracker = make_tracker(mirror, _run_info(config, job, directory))
     try:
         outcome = _run_task(config, job, directory, tracker, facts)
+        if rank > 0:
+            return 0  # the record is rank 0's, with what all have measured
         lift()  # the cap is the task's: what is written below must not fail for it
         record.status, record.error = outcome.status, outcome.error
         record.metrics = outcome.metrics
@@ -44,11 +49,18 @@ def main() -> int:
         # First of all: under a cap there may be no memory left to write anything down.
         lift()
         traceback.print_exc()
+        if config.launch.nproc > 1:
+            wait_for_end(error)
         record.status = _status_of(error)
         record.metrics, rows = facts.failure(record.status)
         record.error = _sentence(error, record)
+        if config.launch.nproc > 1:
+            if not is_first_failure(directory, job["attempt"]):
+                return 1
+            record.error = f"Rank {rank} of {config.launch.nproc}: {record.error}"
         if rows:
             store.write_curve(directory, rows)
+        code = 0 if config.launch.nproc == 1 else 1  # upon which the agent ends the other ranks
     # Libraries that the task loaded now say what they run on; the commit is that of the start.
     loaded = blank_record(job, config.device).provenance
     for key in ("packages", "threads", "device_name"):
@@ -60,7 +72,7 @@ def main() -> int:
             leftover.unlink()
     # After the record: a slow or broken dashboard must not cost a result.
     _mirror(tracker, record)
-    return 0
+    return code
 
 
 def _mirror(tracker: Tracker, record: store.Record) -> None:
@@ -85,7 +97,7 @@ def _mirror(tracker: Tracker, record: store.Record) -> None:
 
 def _run_info(config: RunConfig, job: dict[str, Any], directory: Path) -> RunInfo:
     """How the run shows on a dashboard ."""
-    kind = {"memory": "memory", "pretrain": "train"}[config.task.kind]
+    kind = {"memory": "memory"}.get(config.task.kind, "train")
     tags = [
         config.optimizer.variant or config.optimizer.name,
         config.model.name,
@@ -102,7 +114,7 @@ def _run_info(config: RunConfig, job: dict[str, Any], directory: Path) -> RunInf
     )
 
 
-def _die_with_parent(parent: int) -> None:
+def die_with_parent(parent: int) -> None:
     """Ask Linux to end this process when its parent is gone, so that no run is orphaned."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -116,14 +128,23 @@ def _run_task(
     if code_hash() != job["code_hash"]:
         raise UserError("The code changed after the run was planned; start the command again.")
     # Imported here: a broken import must end as a recorded crash too.
+    from harness.distributed import check_agreement, rank_metrics
+    from harness.finetuning import run_finetuning
     from harness.memory_task import run_memory
+    from harness.saved_model import save_model
     from harness.setup import Setup
-    from harness.training import run_pretraining
+    from harness.training import run_training
 
-    setup = Setup.build(config, job, directory, report, tracker, facts)
+    say = report if rank_index(config) == 0 else _silent
+    setup = Setup.build(config, job, directory, say, tracker, facts)
     tracker.start()
-    task = {"memory": run_memory, "pretrain": run_pretraining}[config.task.kind]
-    return task(setup)
+    kinds = {"memory": run_memory, "finetune": run_finetuning}
+    outcome = kinds.get(config.task.kind, run_training)(setup)
+    check_agreement(setup.model, setup.ranks)
+    outcome.metrics |= rank_metrics(setup.ranks, outcome.metrics)
+    if config.task.save_model and outcome.status == "done" and setup.ranks.index == 0:
+        save_model(setup)
+    return outcome
 
 
 def report(**values: Any) -> None:
@@ -131,7 +152,11 @@ def report(**values: Any) -> None:
     print(PROGRESS_MARK + json.dumps(values), flush=True)
 
 
-def _tell(values: dict[str, Any]) -> None:
+def _silent(*_: Any, **__: Any) -> None:
+    """What ranks other than the first report."""
+
+
+def tell(values: dict[str, Any]) -> None:
     """Tell the parent what is known, should this process be killed (one line on stdout)."""
     print(FACTS_MARK + json.dumps(values), flush=True)
 

@@ -17,10 +17,15 @@ from reports.claims import (
     verdict_frame,
 )
 from reports.figures import draw_all
+from reports.finetuning import gains
+from reports.folds import folds
+from reports.lengths import shares
 from reports.load import ReportError, StudyData, each, load
 from reports.loss_figures import Curves
-from reports.page import render, saved
+from reports.page import render, saving
+from reports.rivals import rivals
 from reports.sections import failures, sections
+from reports.sensitivity import at_best_rates
 from reports.speed import ratios
 from reports.summary import summary_text
 from reports.tables import aligned, compact, runs_table, summary_table, summary_view
@@ -29,7 +34,7 @@ from reports.values import capped
 from reports.verdict_text import verdict_lines, wrapped
 
 DEFAULT_MARGIN = 0.01  # nats/token, the line in the figure where no claim states a margin
-TASKS = {"memory": "Memory and step time", "pretrain": "Training"}
+TASKS = {"memory": "Memory and step time", "pretrain": "Training", "finetune": "Fine-tuning"}
 
 REPORT_HELP = """\
 examples:
@@ -102,15 +107,16 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     curves = Curves(data.curves)
     drawings = draw_all(data, margin_of(claims, verdicts), curves=curves)
-    images = saved(drawings, folder)
-    for name, frame in raw_tables(data, curves, table, summary, verdicts).items():
+    with saving(drawings, folder):
+        tables = raw_tables(data, curves, table, summary, verdicts)
+        listed = sections(data, curves, drawings, tables)
+    for name, frame in tables.items():
         if not frame.empty:
             frame.to_csv(folder / f"{name}.csv", index=False)
-    listed = sections(data, curves, drawings, table, summary)
     text = summary_text(data, verdicts, summary, listed)
     (folder / "summary.md").write_text(text, encoding="utf-8")
     page = folder / "index.html"
-    page.write_text(render(data, verdicts, claims, listed, images), encoding="utf-8")
+    page.write_text(render(data, verdicts, claims, listed, folder), encoding="utf-8")
     return page
 
 
@@ -142,6 +148,10 @@ def raw_tables(
         "step_ratios": ratios(plain),
         "targets": targets(plain, curves),
         "capacity": capacity(data.runs),
+        "finetuning": gains(plain),
+        "rivals": rivals(at_best_rates(plain)),
+        "lengths": shares(plain),
+        "folds": folds(plain),
     }
 
 

@@ -158,8 +158,8 @@ def apart(value: float, reference: float) -> str:
     return f"{abs(share):.1f} % {'above' if share > 0 else 'below'}"
 
 
-def audit_view(runs: pd.DataFrame) -> pd.DataFrame:
-    """The audit in human units; no rows without memory cells."""
+def audit_view(runs: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """The audit (`table`) in human units; no rows without memory cells."""
     labels = styles(runs)
     rows = [
         {
@@ -175,7 +175,7 @@ def audit_view(runs: pd.DataFrame) -> pd.DataFrame:
             "flag": outcome(row),
             "id": row["id"],
         }
-        for row in audit(runs).to_dict("records")
+        for row in table.to_dict("records")
     ]
     return pd.DataFrame(rows)
 

@@ -1,6 +1,8 @@
 """The largest cell that fits under a memory cap, recomputed from the probes' records."""
 
+import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -64,19 +66,68 @@ def capacity(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found, columns=COLUMNS)
 
 
+@dataclass(frozen=True)
+class Capacity:
+    """The answer of one search: the largest value done below the smallest that ran out of memory.
+
+    `limit` is that smallest value (infinite when nothing ran out of memory), `largest` is 0 when
+    nothing trained, `best` is the row of the cell at `largest` (None when nothing trained) and
+    `tokens_per_second` its rate (nan where not recorded). `cells` are the ids of the two probes
+    that decide, `odd` of cells that trained above `limit`, `failed` says which gave no answer.
+    """
+
+    largest: float
+    limit: float
+    best: dict[str, Any] | None
+    cells: tuple[str, ...]
+    odd: tuple[str, ...]
+    failed: tuple[str, ...]
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens a second at the largest value."""
+        return (
+            math.nan if self.best is None else float(self.best.get("tokens_per_second", math.nan))
+        )
+
+
+def found_capacity(cells: pd.DataFrame, key: str) -> Capacity:
+    """Recompute a search over `key` from its records, in whatever order they ran."""
+    rows: list[dict[str, Any]] = [
+        {str(name): value for name, value in row.items()}
+        for row in cells.sort_values(key).to_dict("records")
+    ]
+    known = [row for row in rows if not pd.isna(row[key])]
+    out = [row for row in known if row["status"] == "oom"]
+    limit = min((row[key] for row in out), default=math.inf)
+    done = [row for row in known if row["status"] == "done"]
+    below = [row for row in done if row[key] < limit]
+    best = below[-1] if below else None
+    failed = tuple(
+        f"{row[key]}: {row['status']} ({row['id']})"
+        for row in rows
+        if row["status"] not in ("done", "oom")
+    )
+    behind = [*([best] if best else []), *[row for row in out if row[key] == limit]]
+    return Capacity(
+        largest=best[key] if best else 0,
+        limit=limit,
+        best=best,
+        cells=tuple(str(row["id"]) for row in behind),
+        odd=tuple(str(row["id"]) for row in done if row[key] >= limit),
+        failed=failed,
+    )
+
+
 def largest_of(cells: pd.DataFrame, key: str) -> dict[str, Any]:
-    """The answer of one search from its probes."""
-    failed = cells.loc[cells["status"] == "oom", key].min()
-    fits = cells[(cells["status"] == "done") & ~(cells[key] >= failed)]
-    best = fits.loc[fits[key].idxmax()] if fits[key].notna().any() else None
+    """The answer of one search from its probes, as columns of a table."""
+    found = found_capacity(cells, key)
     others = cells.loc[~cells["status"].isin(["done", "oom"]), "status"].value_counts()
     return {
-        "largest": np.nan if best is None else float(best[key]),
-        "smallest_oom": float(failed),
-        "label": "" if best is None else str(best["model"]),
-        "tokens_per_second": np.nan
-        if best is None
-        else float(metric(fits, "tokens_per_second").loc[best.name]),
+        "largest": float(found.largest) if found.best else np.nan,
+        "smallest_oom": np.nan if math.isinf(found.limit) else float(found.limit),
+        "label": str(found.best["model"]) if found.best else "",
+        "tokens_per_second": found.tokens_per_second,
         "probes": len(cells),
         "others": ", ".join(f"{count} {status}" for status, count in others.items()),
         "cells": tuple(cells["id"]),
@@ -101,10 +152,12 @@ def answer(row: dict[Any, Any]) -> str:
     return text if not np.isnan(row["smallest_oom"]) else f"at least {text}"
 
 
-def capacity_view(runs: pd.DataFrame, baseline: str = BASELINE) -> pd.DataFrame:
-    """The answers in human units with the ratio to the baseline's."""
+def capacity_view(
+    runs: pd.DataFrame, table: pd.DataFrame, baseline: str = BASELINE
+) -> pd.DataFrame:
+    """The answers (`table`) in human units with the ratio to the baseline's."""
     looks, rows = styles(runs), []
-    for group in capacity_groups(capacity(runs)):
+    for group in capacity_groups(table):
         base = group.loc[group["optimizer"] == baseline, "largest"].max()
         for row in group.to_dict("records"):
             many = row["largest"] / base if base > 0 else np.nan

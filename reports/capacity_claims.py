@@ -1,10 +1,10 @@
 """What the freed memory buys: the largest micro-batch that trains under the same cap."""
 
 import math
-from dataclasses import dataclass
 
 import pandas as pd
 
+from reports.capacity import Capacity, found_capacity
 from reports.claims import Claim, Verdict, answer
 from reports.combine import overall
 from reports.load import StudyData
@@ -14,22 +14,6 @@ from reports.text import listed, number_text
 GROUP = ("model", "seq_len", "cap_gib", "precision")
 KEY = "micro_batch"
 UNIT = "times AdamW's largest micro-batch"
-
-
-@dataclass(frozen=True)
-class Capacity:
-    """The answer of one search: the largest value done below the smallest that ran out of memory.
-
-    `limit` is that smallest value (infinite when nothing ran out of memory), `largest` is 0 when
-    nothing trained, `tokens_per_second` is the rate at `largest` (nan where not recorded).
-    """
-
-    largest: int
-    limit: float
-    tokens_per_second: float
-    cells: tuple[str, ...]
-    odd: tuple[str, ...]
-    failed: tuple[str, ...]
 
 
 def capacity(claim: Claim, subject: str, optimizer: str, data: StudyData) -> Verdict:
@@ -43,10 +27,10 @@ def capacity(claim: Claim, subject: str, optimizer: str, data: StudyData) -> Ver
     runs = data.runs[data.runs["task"] == "memory"]
     caps = [config.get("task", {}).get("memory_cap_gib") for config in runs["config"]]
     values = [config.get(KEY) for config in runs["config"]]
-    runs = runs.assign(cap_gib=pd.Series(caps, runs.index, dtype=float), value=values)
+    runs = runs.assign(cap_gib=pd.Series(caps, runs.index, dtype=float)).assign(**{KEY: values})
     runs = runs[runs["cap_gib"].notna()]
     # A part that searches something else (a sequence length, a model) answers another question.
-    searched = runs.groupby("part")["value"].nunique()
+    searched = runs.groupby("part")[KEY].nunique()
     runs = runs[runs["part"].isin(searched[searched > 1].index)]
     mine = runs[runs["optimizer"] == optimizer]
     if mine.empty:
@@ -66,26 +50,6 @@ def smallest_gain(verdict: Verdict) -> float:
     return -verdict.interval[0] if verdict.interval else math.inf
 
 
-def found_capacity(cells: pd.DataFrame) -> Capacity:
-    """Recompute a search's answer from its records, in whatever order they ran."""
-    rows = cells.sort_values("value").to_dict("records")
-    out = [row for row in rows if row["status"] == "oom"]
-    limit = min((row["value"] for row in out), default=math.inf)
-    done = [row for row in rows if row["status"] == "done"]
-    below = [row for row in done if row["value"] < limit]
-    best = below[-1] if below else None
-    odd = tuple(str(row["id"]) for row in done if row["value"] >= limit)
-    failed = tuple(
-        f"{row['value']}: {row['status']} ({row['id']})"
-        for row in rows
-        if row["status"] not in ("done", "oom")
-    )
-    rate = math.nan if best is None else float(best.get("tokens_per_second", math.nan))
-    behind = [*([best["id"]] if best else []), *[row["id"] for row in out if row["value"] == limit]]
-    largest = int(best["value"]) if best else 0
-    return Capacity(largest, limit, rate, tuple(map(str, behind)), odd, failed)
-
-
 def judge_group(
     claim: Claim,
     subject: str,
@@ -100,6 +64,7 @@ def judge_group(
         f"{first['model']}, {first['seq_len']} tokens, {first['precision']}, "
         f"{number_text(first['cap_gib'], 2)} GiB on {first['device']}"
     )
+    scope += "" if first["ranks"] == "1" else f", {first['ranks']}"
     near = base
     for key in GROUP:
         near = near[near[key] == first[key]]
@@ -118,7 +83,7 @@ def judge_group(
             sentence = f"At {scope} the cells differ in {mixed}."
             return answer(claim, subject, data, "not tested", sentence, scope=scope)
     note = warning(mine, same, claim.allow_different)
-    both = (found_capacity(mine), found_capacity(same))
+    both = (found_capacity(mine, KEY), found_capacity(same, KEY))
     return judge_searches(claim, subject, scope, both, note, data)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from reports.claim_types import HYPOTHESES, ROLES, Claim
-from reports.load import ReportError, one_line
+from reports.load import TOKEN_LOSS, ReportError, one_line
 from reports.pairing import COMPARED
 from reports.text import listed
 
@@ -20,6 +20,7 @@ KINDS: dict[Any, tuple[tuple[type, ...], str]] = {
     float: ((int, float), "a number"),
     float | None: ((int, float, type(None)), "a number"),
     list[str]: ((list,), "a list of names"),
+    list[float]: ((list,), "a list of numbers"),
     dict[str, str]: ((dict,), "a mapping of names to text"),
 }
 
@@ -73,7 +74,8 @@ def check_kind(path: Path, key: str, kind: Any, value: Any) -> None:
     types, words = KINDS[kind]
     fits = isinstance(value, types) and not isinstance(value, bool)
     if fits and isinstance(value, list | dict):
-        fits = all(isinstance(entry, str) for entry in value)
+        entries = (int, float) if kind == list[float] else str
+        fits = all(isinstance(e, entries) and not isinstance(e, bool) for e in value)
     if fits and isinstance(value, dict):
         fits = all(isinstance(entry, str) for entry in value.values())
     if not fits:
@@ -90,6 +92,8 @@ def check_values(path: Path, values: dict[str, Any], allowed: Collection[str]) -
         refuse("estimator", f"known: {', '.join(sorted(allowed))}")
     if values.get("hypothesis", HYPOTHESES[0]) not in HYPOTHESES:
         refuse("hypothesis", f"known: {', '.join(HYPOTHESES)}")
+    if values.get("task", TOKEN_LOSS[0]) not in TOKEN_LOSS:
+        refuse("task", f"known: {', '.join(TOKEN_LOSS)}")
     if values.get("role", ROLES[0]) not in ROLES:
         refuse("role", f"known: {', '.join(ROLES)}")
     if not set(values.get("allow_different", ())) <= set(COMPARED):

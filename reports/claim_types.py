@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from reports.load import StudyData
+from reports.load import TOKEN_LOSS, StudyData
 
 VERDICTS = ("reproduced", "refuted", "inconclusive", "not tested")
 HYPOTHESES = ("not_worse", "better", "same")
@@ -17,7 +17,8 @@ class Claim:
     `studies` names the folders that the claim is judged from, the preferred one first; none means
     any. `missing` says for a subject what has to exist before it can be tested. `allow_different`
     lists what compared records may differ in (else that refuses them). `role` sets checks of this
-    project on itself apart from claims about an optimizer.
+    project on itself apart from claims about an optimizer. `task` is whose final loss a claim on
+    loss is about: of pretrain or of finetune cells.
     """
 
     id: str
@@ -44,6 +45,8 @@ class Claim:
     devices: list[str] = field(default_factory=list)
     min_parameters: int = 0
     min_seeds: int = 5
+    task: str = TOKEN_LOSS[0]
+    rate_factors: list[float] = field(default_factory=list)
     allow_different: list[str] = field(default_factory=list)
     notes: str = ""
 

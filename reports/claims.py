@@ -7,7 +7,7 @@ import pandas as pd
 
 from reports.claim_files import NONE, claims_folder, load_claims
 from reports.claim_types import VERDICTS, Claim, Estimator, Verdict
-from reports.coverage import tested_on
+from reports.coverage import looked_at, tested_on
 from reports.load import StudyData
 from reports.pairing import short
 
@@ -36,6 +36,7 @@ def estimators() -> dict[str, Estimator]:
         peak_claims,
         stated_claims,
         time_claims,
+        training_claims,
     )
 
     return {
@@ -48,6 +49,9 @@ def estimators() -> dict[str, Estimator]:
         "rate_transfer": loss_claims.rate_transfer,
         "step_time": time_claims.step_time,
         "capacity": capacity_claims.capacity,
+        "loss_spikes": training_claims.loss_spikes,
+        "tokens_to_target": training_claims.tokens_to_target,
+        "wrong_rate": training_claims.wrong_rate,
     }
 
 
@@ -76,7 +80,9 @@ def judge_one(claim: Claim, subject: str, data: StudyData) -> Verdict:
     found = estimators()[claim.estimator](claim, subject, optimizer, data)
     behind = data.runs[data.runs["id"].isin(found.cells)]
     codes = dict.fromkeys(short(code) for code in behind["code_hash"] if code)
-    return replace(found, code=tuple(codes), tested=tested_on(behind))
+    seen = looked_at(data.study) if found.verdict != "not tested" else ""
+    sentence = " ".join(filter(None, [found.sentence, seen]))
+    return replace(found, sentence=sentence, code=tuple(codes), tested=tested_on(behind))
 
 
 def answer(

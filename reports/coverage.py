@@ -1,11 +1,12 @@
 """On what a verdict was tested, and which verdicts rest on the same cells."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from reports.text import listed, missing
+from reports.load import TOKEN_LOSS
+from reports.text import listed, missing, plural
 
 ASPECTS = (
     ("model", "{}"),
@@ -17,10 +18,26 @@ ASPECTS = (
 Key = tuple[str, str]
 
 
+def looked_at(study: Mapping[str, Any]) -> str:
+    """Whether the study's plan changed after its first look, and what it left behind; "" if not.
+
+    A plan that changes after results were seen can be bent towards them; error rates hold for plans
+    made once.
+    """
+    looks, left = study.get("looks", []), study.get("unlisted_cells", [])
+    found = []
+    if len(looks) > 1:
+        dates = listed([str(look.get("utc") or "unknown")[:10] for look in looks])
+        found.append(f"The study was planned {len(looks)} times ({dates}).")
+    if left:
+        found.append(f"{plural(len(left), 'recorded cell')} outside its plan not counted.")
+    return " ".join(found)
+
+
 def tested_on(cells: pd.DataFrame) -> str:
     """Models, sequence lengths, training steps, precisions and devices of these cells."""
     found = []
-    trained = cells["task"].eq("pretrain").all()
+    trained = cells["task"].isin(TOKEN_LOSS).all()
     for column, form in ASPECTS:
         if column not in cells or (column == "planned_steps" and not trained):
             continue

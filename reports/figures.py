@@ -1,13 +1,14 @@
 """Which figures a study supports, each with a caption: what is shown, units, n, intervals."""
 
-from dataclasses import dataclass
+from functools import partial
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from reports.capacity import capacity
 from reports.capacity_figures import capacity_bars
-from reports.load import BASELINE, StudyData
+from reports.drawn import Drawn
+from reports.lengths import optimizer_share, shares
+from reports.load import BASELINE, TOKEN_LOSS, StudyData
 from reports.loss_figures import Curves, loss_curves, trained
 from reports.memory_figures import (
     MOST_PANELS,
@@ -18,6 +19,8 @@ from reports.memory_figures import (
     scaling_groups,
     state_bars,
 )
+from reports.momentum_figures import momentum_drawings
+from reports.rival_figures import rival_drawings
 from reports.seed_figures import final_losses, paired_difference, paired_groups
 from reports.sensitivity import arms, at_best_rates, rate_groups
 from reports.sensitivity_figures import sensitivity
@@ -27,18 +30,6 @@ from reports.time_figures import ratio_table, step_ratio, step_time
 from reports.values import capped
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """A finished figure: section, file name without ending, title, caption, the cells it shows."""
-
-    section: str
-    name: str
-    title: str
-    caption: str
-    figure: Figure
-    cells: tuple[str, ...]
-
-
 def draw_all(
     data: StudyData, margin: float, baseline: str = BASELINE, curves: Curves | None = None
 ) -> list[Drawn]:
@@ -46,11 +37,13 @@ def draw_all(
     plain = data.runs[~capped(data.runs)]
     shown = at_best_rates(plain, baseline)
     return [
+        *rival_drawings(shown),
         *memory_drawings(shown, baseline),
         *capacity_drawings(data.runs),
         *time_drawings(shown),
         *loss_drawings(shown, curves or Curves(data.curves), margin, baseline),
         *rate_drawings(plain, baseline),
+        *momentum_drawings(data),
     ]
 
 
@@ -72,16 +65,16 @@ def memory_drawings(runs: pd.DataFrame, baseline: str) -> list[Drawn]:
             "transient in the optimizer's step. At the start of backward not all gradients exist "
             f"yet, so activations are a lower bound. {cells_text(peaks)}; no interval."
         )
-        figure = memory_stack(runs)
-        found.append(Drawn("memory", "memory", "Memory at its peak", caption, figure, ids(peaks)))
+        draw = partial(memory_stack, runs)
+        found.append(Drawn("memory", "memory", "Memory at its peak", caption, draw, ids(peaks)))
     if not states.empty:
         caption = (
             "Bytes per parameter counted in the storages of the optimizer's state, each once; in "
             "brackets AdamW's count over this one. Counts are exact: no interval. "
             f"{cells_text(states)}."
         )
-        figure, title = state_bars(runs, baseline), "Optimizer state"
-        found.append(Drawn("memory", "state_bytes", title, caption, figure, ids(states)))
+        draw, title = partial(state_bars, runs, baseline), "Optimizer state"
+        found.append(Drawn("memory", "state_bytes", title, caption, draw, ids(states)))
     for x, name, title in (
         ("parameters", "memory_models", "Memory over model sizes"),
         ("seq_len", "memory_seq_len", "Memory over sequence lengths"),
@@ -94,7 +87,19 @@ def memory_drawings(runs: pd.DataFrame, baseline: str) -> list[Drawn]:
                 "edge is a cell that did not finish. Of many conditions those of the longest "
                 "sequences or the largest models are shown."
             )
-            found.append(Drawn("memory", name, title, caption, scaling(runs, x), ids(cells)))
+            found.append(
+                Drawn("memory", name, title, caption, partial(scaling, runs, x), ids(cells))
+            )
+    table = shares(runs, baseline)
+    if not table.empty:
+        caption = (
+            "The optimizer's state as counted, in percent of the measured peak of forward, "
+            "backward and update together. A sequence's activations grow with its length, the "
+            "state does not. Medians over finished cells; no interval."
+        )
+        shown = tuple(cell for row in table["cells"] for cell in row.split())
+        draw, title = partial(optimizer_share, runs), "Share of the state over sequence lengths"
+        found.append(Drawn("memory", "state_share", title, caption, draw, shown))
     return found
 
 
@@ -122,8 +127,8 @@ def capacity_drawings(runs: pd.DataFrame) -> list[Drawn]:
         "true limit lies between bar and cross."
     )
     cells = tuple(cell for row in table["cells"] for cell in row)
-    figure = capacity_bars(runs, table)
-    return [Drawn("capacity", "capacity", "Capacity under a memory cap", caption, figure, cells)]
+    draw = partial(capacity_bars, runs, table)
+    return [Drawn("capacity", "capacity", "Capacity under a memory cap", caption, draw, cells)]
 
 
 def time_drawings(runs: pd.DataFrame) -> list[Drawn]:
@@ -137,7 +142,7 @@ def time_drawings(runs: pd.DataFrame) -> list[Drawn]:
         "of magnitude; gefen-step compares interleaved steps."
     )
     title = "Time of an optimizer step"
-    found.append(Drawn("speed", "step_time", title, caption, step_time(runs), ids(shown)))
+    found.append(Drawn("speed", "step_time", title, caption, partial(step_time, runs), ids(shown)))
     table = ratio_table(runs)
     if not table.empty:
         caption = (
@@ -145,14 +150,15 @@ def time_drawings(runs: pd.DataFrame) -> list[Drawn]:
             f"over n processes; 95 % t intervals on the logs where n is {LEAST} or more."
         )
         cells = tuple(dict.fromkeys(cell for row in table["ids"] for cell in row))
-        figure, title = step_ratio(runs, table), "Step time as a multiple of AdamW's"
-        found.append(Drawn("speed", "step_ratio", title, caption, figure, cells))
+        draw, title = partial(step_ratio, runs, table), "Step time as a multiple of AdamW's"
+        found.append(Drawn("speed", "step_ratio", title, caption, draw, cells))
     return found
 
 
 def loss_drawings(runs: pd.DataFrame, curves: Curves, margin: float, baseline: str) -> list[Drawn]:
     """Curves, paired difference and final values, where there are any."""
-    shown = trained(runs, curves)
+    # Classifiers have another loss, and folds beside seeds: a table of their own.
+    shown = trained(runs[runs["task"] != "classify"], curves)
     found: list[Drawn] = []
     for name, x, title in (
         ("loss_tokens", "tokens", "Loss against tokens"),
@@ -165,8 +171,8 @@ def loss_drawings(runs: pd.DataFrame, curves: Curves, margin: float, baseline: s
                 "and AdamW's own are shown. Losses above those after the first fifth are cut off."
             )
             caption += " Time excludes evaluation and logging." if x != "tokens" else ""
-            figure = loss_curves(runs, curves, x)
-            found.append(Drawn("loss", name, title, caption, figure, ids(shown)))
+            draw = partial(loss_curves, runs, curves, x)
+            found.append(Drawn("loss", name, title, caption, draw, ids(shown)))
     pairs = paired_groups(shown, baseline)
     if pairs:
         caption = (
@@ -174,17 +180,17 @@ def loss_drawings(runs: pd.DataFrame, curves: Curves, margin: float, baseline: s
             f"the margin of {margin:g} nats. Bands, where n > 1, are two-sided 95 % t intervals; "
             "verdicts use the one-sided bound at the end."
         )
-        figure = paired_difference(runs, curves, margin, baseline)
+        draw = partial(paired_difference, runs, curves, margin, baseline)
         cells = ids(pd.concat(pairs))
-        found.append(Drawn("loss", "loss_difference", "Paired difference", caption, figure, cells))
-    finals = runs[runs["task"] == "pretrain"]
+        found.append(Drawn("loss", "loss_difference", "Paired difference", caption, draw, cells))
+    finals = runs[runs["task"].isin(TOKEN_LOSS)]
     if finals["final_eval_loss"].notna().any():
         caption = (
             "Every seed is a mark, nats/token; bars are the mean and its 95 % t interval. What "
             "did not finish stands beside the name."
         )
-        figure = final_losses(runs)
-        found.append(Drawn("loss", "final_loss", "Final loss", caption, figure, ids(finals)))
+        draw = partial(final_losses, runs)
+        found.append(Drawn("loss", "final_loss", "Final loss", caption, draw, ids(finals)))
     return found
 
 
@@ -201,5 +207,5 @@ def rate_drawings(runs: pd.DataFrame, baseline: str) -> list[Drawn]:
         "cells that did not finish; the dotted line is AdamW's own best rate. Rings: the best "
         "rate, chosen on the cells shown, so the ringed loss is optimistic."
     )
-    figure, title = sensitivity(groups, baseline), "Final loss over learning rates"
-    return [Drawn("sensitivity", "sensitivity", title, caption, figure, ids(cells))]
+    draw, title = partial(sensitivity, groups, baseline), "Final loss over learning rates"
+    return [Drawn("sensitivity", "sensitivity", title, caption, draw, ids(cells))]

@@ -11,6 +11,8 @@ import pandas as pd
 from harness import store
 
 BASELINE = "adamw"
+TOKEN_LOSS = ("pretrain", "finetune")  # tasks whose loss is in nats a token
+TRAINING = (*TOKEN_LOSS, "classify")
 CURVE_COLUMNS = ["id", "step", "tokens", "train_seconds", "key", "value"]
 METRICS_ALWAYS_PRESENT = (
     "parameters",
@@ -93,9 +95,10 @@ def row_of(record: dict[str, Any]) -> dict[str, Any]:
         "optimizer": optimizer.get("variant") or optimizer["name"],
         "lr": optimizer.get("lr"),
         "settings": json.dumps(settings, sort_keys=True),
-        "model": config["model"]["name"],
+        "model": model_name(config["model"]),
         "seq_len": config.get("seq_len"),
         "precision": config.get("precision"),
+        "ranks": ranks_of(config),
         "seed": seed,
         "model_seed": seed if config.get("model_seed") is None else config["model_seed"],
         "data_seed": seed if config.get("data_seed") is None else config["data_seed"],
@@ -116,16 +119,39 @@ def row_of(record: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
+def model_name(model: dict[str, Any]) -> str:
+    """The model's name; with adapters or activations computed again it is another condition."""
+    adapters = f"+lora{model['lora_rank']}" if model.get("lora_rank") else ""
+    recompute = "+recompute" if model.get("activation_checkpointing") else ""
+    return f"{model['name']}{adapters}{recompute}"
+
+
+def ranks_of(config: dict[str, Any]) -> str:
+    """On how many processes a cell ran, as "2 x fsdp"; "1" for one, of which records say nothing.
+
+    What was continued from a cell on other processes is told apart.
+    """
+    launch = config.get("launch") or {}
+    count = launch.get("nproc", 1)
+    text = f"{count} x {launch.get('strategy')}" if count > 1 else "1"
+    resumed = launch.get("resume_from")
+    return text if resumed is None else f"{text} after {resumed}"
+
+
 def conditions_of(config: dict[str, Any], provenance: dict[str, Any]) -> dict[str, Any]:
     """What must not be averaged over, besides what tables and panels are split by anyway."""
     task = config.get("task", {})
     training = {}
-    if task.get("kind") == "pretrain":
+    if task.get("kind") in TRAINING:
         batch = config.get("micro_batch", 1) * config.get("grad_accumulation", 1)
+        batch *= (config.get("launch") or {}).get("nproc", 1)
+        final = task.get("final_eval_tokens") or task.get("eval_tokens")
         training = {"steps": task.get("steps"), "split": task.get("eval_split"), "batch": batch}
+        training["evaluated"] = final
     hashes = {"code": provenance.get("code_hash"), "data": provenance.get("data_hash")}
     short = {key: str(value)[:8] for key, value in hashes.items()}
-    return {**training, **short, "device": provenance.get("device")}
+    several = {} if ranks_of(config) == "1" else {"ranks": ranks_of(config)}
+    return {**training, **several, **short, "device": provenance.get("device")}
 
 
 def variants(runs: pd.DataFrame) -> pd.Series:

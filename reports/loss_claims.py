@@ -1,5 +1,6 @@
-"""The verdict on pretraining loss: paired tests at the end of a schedule, and their sentences."""
+"""The verdict on final loss: paired tests at the end of a schedule, and their sentences."""
 
+import itertools
 import math
 from dataclasses import replace
 from typing import Any
@@ -23,7 +24,7 @@ UNIT = "nats/token"
 
 def paired_loss(claim: Claim, subject: str, optimizer: str, data: StudyData) -> Verdict:
     """One verdict for each model and sequence length, and the overall one that holds them."""
-    trained = data.runs[data.runs["task"] == "pretrain"]
+    trained = data.runs[data.runs["task"] == claim.task]
     mine = trained[trained["optimizer"] == optimizer]
     return judge_all(claim, subject, optimizer, mine, data)
 
@@ -34,7 +35,7 @@ def rate_transfer(claim: Claim, subject: str, optimizer: str, data: StudyData) -
     The baseline's rate, betas, eps and weight decay are those of its cells at the same model,
     length and number of steps; cells of the subject with anything else are no evidence here.
     """
-    trained = data.runs[data.runs["task"] == "pretrain"]
+    trained = data.runs[data.runs["task"] == claim.task]
     mine = trained[trained["optimizer"] == optimizer]
     base = trained[trained["optimizer"] == claim.baseline]
     keys = ["model", "seq_len", "planned_steps"]
@@ -63,23 +64,26 @@ def recipe(row: dict[Any, Any]) -> tuple[Any, ...]:
 def judge_all(
     claim: Claim, subject: str, optimizer: str, mine: pd.DataFrame, data: StudyData
 ) -> Verdict:
-    """Judge every condition that `mine` holds cells of, beside the study's baseline cells."""
+    """Judge every condition that `mine` holds cells of, beside each baseline's cells."""
     if data.study.get("demonstration"):
         sentence = "This study is a demonstration: too small for a verdict on loss."
         return answer(claim, subject, data, "not tested", sentence)
-    trained = data.runs[data.runs["task"] == "pretrain"]
-    base = trained[trained["optimizer"] == claim.baseline]
-    if mine.empty or base.empty:
-        absent = optimizer if mine.empty else claim.baseline
+    trained = data.runs[data.runs["task"] == claim.task]
+    names = claim.baselines or [claim.baseline]
+    missing = [name for name in names if not (trained["optimizer"] == name).any()]
+    if mine.empty or len(missing) == len(names):
+        absent = optimizer if mine.empty else listed(missing)
         sentence = f"No cell of this study trained a model with {absent}."
         return answer(claim, subject, data, "not tested", sentence)
     parts = []
     keys = [key for key in GROUP if key not in claim.allow_different]
     groups = [group for _, group in mine.groupby(keys, dropna=False, sort=True)]
-    for group in groups:
+    for name, group in itertools.product(names, groups):
+        base = trained[trained["optimizer"] == name]
         near = base[(base["model"] == group["model"].iloc[0])]
         near = near[near["seq_len"] == group["seq_len"].iloc[0]]
-        parts.append(judge_group(claim, subject, group, near, data, len(groups)))
+        one = replace(claim, baseline=name)
+        parts.append(judge_group(one, subject, group, near, data, len(groups) * len(names)))
     return overall(claim, subject, data, tuple(parts), upper_bound, lower_excess)
 
 
@@ -104,6 +108,7 @@ def judge_group(
     """One of `conditions` conditions; `base` are baseline cells of the same model and length."""
     first = mine.iloc[0]
     scope = f"{first['model']}, {first['seq_len']} tokens"
+    scope += f", against {claim.baseline}" if len(claim.baselines) > 1 else ""
 
     def untested(sentence: str, cells: tuple[str, ...] = ()) -> Verdict:
         return answer(claim, subject, data, "not tested", sentence, scope=scope, cells=cells)

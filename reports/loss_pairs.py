@@ -13,10 +13,13 @@ from reports.text import listed
 SEEDS = ["model_seed", "data_seed"]
 HARMLESS = (
     *("seed", "model_seed", "data_seed", "device", "part", "root", "cache"),
-    *("tracker", "launch", "study", "task.log_every_steps", "task.checkpoint_every_steps"),
+    *("tracker", "study", "task.log_every_steps", "task.checkpoint_every_steps"),
 )
 # Keys of a configuration that a key of COMPARED stands for: allowing one allows the other.
-STANDS_FOR = {"data_hash": ("data",), "precision": ("precision",), "device": ("threads",)}
+STANDS_FOR = {
+    **{"data_hash": ("data",), "precision": ("precision",), "device": ("threads",)},
+    **{"ranks": ("launch",)},
+}
 
 
 @dataclass

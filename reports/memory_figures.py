@@ -31,7 +31,7 @@ KINDS = {
     REST: ("activations or transient (not separated)", "#E8E8E8", "xxxx"),
 }
 SPREAD = 6.0  # times this or more from the smallest to the largest: a log axis
-MOST_TICKS, MOST_PANELS = 5, 6
+MOST_TICKS, MOST_PANELS = 5, 4
 STATE_PANEL = ["model", "precision"]
 PANEL = ["model", "seq_len", "precision"]
 Rows = list[tuple[str, pd.DataFrame]]

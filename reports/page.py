@@ -1,11 +1,11 @@
 """One self-contained page: verdicts, figures, tables, provenance, all inside the file."""
 
 import base64
-import io
+import contextlib
 import multiprocessing
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import jinja2
 import pandas as pd
 
 from reports.claims import Claim, Verdict, split_absent
-from reports.figures import Drawn
+from reports.drawn import Drawn
 from reports.layout import narrow
 from reports.load import ReportError, StudyData
 from reports.pairing import short
@@ -39,46 +39,45 @@ PROVENANCE = {
 }
 
 
-def png(drawn: Drawn) -> bytes:
-    """The figure as PNG bytes, sharp at half a page and on dense screens."""
-    buffer = io.BytesIO()
-    drawn.figure.savefig(buffer, format="png", dpi=DPI)
-    return buffer.getvalue()
+@contextlib.contextmanager
+def saving(drawings: Sequence[Drawn], folder: Path) -> Iterator[None]:
+    """Draw each figure and write it as PNG and SVG to `folder` while the caller does other work.
 
-
-def saved(drawings: Sequence[Drawn], folder: Path) -> dict[str, bytes]:
-    """Write each figure as PNG and SVG to `folder`; the PNG bytes by name.
-
-    Rendering is most of a report's time, so on Linux processors share the figures: a forked
-    process has them already. Raises `ReportError` where one of these ends before its figures.
+    Figures are most of a report's time, so on Linux one forked process a core, which has the data
+    already, draws its share of them; elsewhere all are drawn first. Raises `ReportError` at the end
+    where one of these processes ended before its figures.
     """
     shares = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
-    fork = multiprocessing.get_context("fork") if shares > 1 else None
-    helpers = []
-    for share in range(1, shares if fork else 1):
-        assert fork is not None
-        helper = fork.Process(target=save, args=(drawings[share::shares], folder))
+    if shares == 1:
+        save(drawings, folder)
+        yield
+        return
+    fork = multiprocessing.get_context("fork")
+    helpers = [
+        fork.Process(target=save, args=(drawings[share::shares], folder), daemon=True)
+        for share in range(shares)
+    ]
+    for helper in helpers:
         helper.start()
-        helpers.append(helper)
-    save(drawings[::shares], folder)
+    yield
     for helper in helpers:
         helper.join()
         if helper.exitcode:
             raise ReportError(f"A process that draws figures ended with code {helper.exitcode}.")
-    return {drawn.name: (folder / f"{drawn.name}.png").read_bytes() for drawn in drawings}
 
 
 def save(drawings: Sequence[Drawn], folder: Path) -> None:
     """Write figures as PNG and SVG."""
     for drawn in drawings:
-        (folder / f"{drawn.name}.png").write_bytes(png(drawn))
+        # Sharp at half a page and on dense screens.
+        drawn.figure.savefig(folder / f"{drawn.name}.png", dpi=DPI)
         with narrow():
             drawn.figure.savefig(folder / f"{drawn.name}.svg", metadata={"Date": None})
 
 
-def data_uri(image: bytes) -> str:
-    """PNG bytes as a data URI."""
-    return "data:image/png;base64," + base64.b64encode(image).decode("ascii")
+def data_uri(image: Path) -> str:
+    """A PNG file as a data URI."""
+    return "data:image/png;base64," + base64.b64encode(image.read_bytes()).decode("ascii")
 
 
 def rows_of(grid: Grid) -> dict[str, Any]:
@@ -117,9 +116,9 @@ def render(
     verdicts: list[Verdict],
     claims: dict[str, Claim],
     listed: list[Section],
-    images: dict[str, bytes],
+    folder: Path,
 ) -> str:
-    """The whole page as HTML text; `images` holds the PNG bytes of each figure by its name."""
+    """The whole page as HTML text, with the figures that were saved to `folder`."""
     source = resources.files("reports").joinpath("templates/page.html.j2")
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
@@ -139,7 +138,9 @@ def render(
             {
                 "key": section.key,
                 "title": section.title,
-                "drawings": [(drawn, data_uri(images[drawn.name])) for drawn in section.drawings],
+                "drawings": [
+                    (drawn, data_uri(folder / f"{drawn.name}.png")) for drawn in section.drawings
+                ],
                 "grids": [rows_of(grid) for grid in section.grids],
             }
             for section in listed

@@ -5,9 +5,10 @@ from typing import Any
 
 import pandas as pd
 
+from reports.load import TOKEN_LOSS
 from reports.values import capped, metric
 
-COMPARED = ("data_hash", "code_hash", "device", "precision")
+COMPARED = ("data_hash", "code_hash", "device", "precision", "ranks")
 NAMES = {"data_hash": "data hash", "code_hash": "code hash", "planned_steps": "steps"}
 MATCHED = [
     *("id", "optimizer", "model", "precision", "parameters", "state_bytes"),
@@ -87,7 +88,7 @@ def counted(runs: pd.DataFrame) -> pd.DataFrame:
     that diverged had built all of it. Probes under a memory cap ask another question. Tables that
     an optimizer keeps outside its state count where the record has them.
     """
-    diverged = runs["status"].eq("diverged") & runs["task"].eq("pretrain")
+    diverged = runs["status"].eq("diverged") & runs["task"].isin(TOKEN_LOSS)
     whole = runs[(runs["status"].eq("done") | diverged) & ~capped(runs)]
     state, tables = metric(whole, "optimizer_state_bytes"), metric(whole, "optimizer_tables_bytes")
     return whole.assign(held_bytes=state + tables.fillna(0))[state > 0]

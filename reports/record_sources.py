@@ -94,6 +94,7 @@ def read(folder: Path) -> Source:
         if key not in runs:
             runs[key] = math.nan if key in METRICS_ALWAYS_PRESENT else None
     runs["variant"] = runs["optimizer"]
+    runs["ranks"] = "1"  # neither document holds several processes that work together
     curves = pd.DataFrame({key: [] for key in CURVE_COLUMNS})
     return Source(name, kind, StudyData(folder, {"name": name, **study}, runs, curves, []))
 

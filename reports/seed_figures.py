@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from reports.layout import legend_below, narrow, plots, row_text, rows
-from reports.load import BASELINE, each
+from reports.load import BASELINE, TOKEN_LOSS, each
 from reports.loss_figures import AXES, PANEL, Curves, band, draw_line, trained
 from reports.memory_figures import counts, rows_of
 from reports.style import INK, WARN, Style, condition, conditions, styles
@@ -82,7 +82,7 @@ def differences(
 def final_losses(runs: pd.DataFrame) -> Figure:
     """Final held-out loss, one mark a seed, with mean and 95 % interval, a panel a condition."""
     looks = styles(runs)
-    shown = runs[runs["task"] == "pretrain"]
+    shown = runs[runs["task"].isin(TOKEN_LOSS)]
     shown = shown[shown.groupby(PANEL)["final_eval_loss"].transform("count") > 0]
     groups = conditions(shown, PANEL)
     with narrow():

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from reports.load import BASELINE, variants
+from reports.load import BASELINE, TOKEN_LOSS, variants
 from reports.style import conditions
 from reports.text import DASH, digits, missing, number_text
 from reports.values import metric, rates
@@ -17,7 +17,7 @@ RATE_KEYS = ("lr", "lr_factor")
 
 def arms(runs: pd.DataFrame) -> pd.DataFrame:
     """Training cells with `rate`, and `variant` without its rate: one arm keeps one style."""
-    cells = runs[runs["task"] == "pretrain"].copy()
+    cells = runs[runs["task"].isin(TOKEN_LOSS)].copy()
     stripped = [
         json.dumps({key: value for key, value in json.loads(text).items() if key not in RATE_KEYS})
         for text in cells["settings"]

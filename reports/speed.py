@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from reports.load import BASELINE
@@ -16,6 +17,7 @@ PANEL = ["task", "model", "seq_len", "precision"]
 SEEDS = ("model_seed", "data_seed")
 STEP, CLOCK = "step_median_seconds", ("started_utc", "finished_utc")
 SIZES = ("micro_batch", "grad_accumulation")
+Sides = dict[tuple[Any, ...], list[dict[Any, Any]]]  # cells by seeds
 LEAST = 5  # processes for an interval
 STARTUP = ("process", "import", "data", "model")
 TIMED = (
@@ -38,50 +40,64 @@ def ratios(runs: pd.DataFrame, baseline: str = BASELINE) -> pd.DataFrame:
     """
     found: list[dict[str, Any]] = []
     sizes = {key: pd.to_numeric(setting(runs, key)).fillna(1) for key in SIZES}
-    needed = [*PANEL, *COMPARED[:3], "threads", "optimizer", "variant", "status", *CLOCK]
+    needed = [*PANEL, *COMPARED[:3], "ranks", "threads", "optimizer", "variant", "status", *CLOCK]
     usable = (runs["status"] == "done") & (metric(runs, STEP) > 0)
     timed = runs.loc[usable, [*needed, "final_eval_loss", *SEEDS, STEP, "id"]].assign(**sizes)
-    keys = [*PANEL, *COMPARED[:3], "threads", *SIZES]
+    keys = [*PANEL, *COMPARED[:3], "ranks", "threads", *SIZES]
     for group in conditions(timed, keys) if not timed.empty else []:
         name = baseline_variant(group, baseline)
-        owners = dict(zip(group["variant"], group["optimizer"], strict=True))
-        for variant, optimizer in owners.items():
-            sides = [group[group["variant"] == key] for key in (variant, name)]
-            row = ratio(*sides) if name not in (None, variant) else {}
+        sides = by_seeds(group)
+        for variant, cells in sides.items():
+            row = ratio(cells, sides[name]) if name not in (None, variant) else {}
             if row:
-                same = {key: group[key].iloc[0] for key in [*PANEL, *SIZES, "threads"]}
-                found.append({**same, "optimizer": optimizer, "variant": variant, **row})
+                first = next(iter(cells.values()))[0]
+                same = {key: first[key] for key in [*PANEL, *SIZES, "threads", "optimizer"]}
+                found.append({**same, "variant": variant, **row})
     columns = [*PANEL, *SIZES, "threads", "optimizer", "variant", "ratio", "lower", "upper", "n"]
     return pd.DataFrame(found, columns=[*columns, "why_no_interval", "ids"])
 
 
-def ratio(mine: pd.DataFrame, other: pd.DataFrame) -> dict[str, Any]:
+def by_seeds(group: pd.DataFrame) -> dict[Any, Sides]:
+    """The cells of each variant by their seeds."""
+    found: dict[Any, Sides] = {}
+    for row in group.to_dict("records"):
+        seeds = found.setdefault(row["variant"], {})
+        seeds.setdefault(tuple(row[key] for key in SEEDS), []).append(row)
+    return found
+
+
+def ratio(mine: Sides, other: Sides) -> dict[str, Any]:
     """The ratio paired by seeds, cells of one seed by their median; empty without a shared seed."""
-    pairs = mine.merge(other, on=list(SEEDS), suffixes=("", "_base"))
-    if pairs.empty:
+    shared = [seeds for seeds in mine if seeds in other]
+    if not shared:
         return {}
-    times = pairs.groupby(list(SEEDS), sort=False)[[STEP, f"{STEP}_base"]].median()
-    stat = ratio_interval(times[STEP].tolist(), times[f"{STEP}_base"].tolist())
+    own, base = (
+        [float(np.median([cell[STEP] for cell in side[seeds]])) for seeds in shared]
+        for side in (mine, other)
+    )
+    stat = ratio_interval(own, base)
+    pairs = [(a, b) for seeds in shared for a in mine[seeds] for b in other[seeds]]
     why = ""
     if stat.n < LEAST:
         why = f"fewer than {LEAST} pairs"
-    elif len(pairs) > len(times):
+    elif len(pairs) > len(shared):
         why = "several cells have the same seeds"
     else:
-        why = not_in_turns(pairs)
+        turns = [a | {f"{key}_base": b[key] for key in ("id", *CLOCK)} for a, b in pairs]
+        why = not_in_turns(pd.DataFrame(turns))
     return {
         "ratio": stat.estimate,
         "lower": float("nan") if why else stat.lower,
         "upper": float("nan") if why else stat.upper,
         "n": stat.n,
         "why_no_interval": why,
-        "ids": tuple(dict.fromkeys([*pairs["id"], *pairs["id_base"]])),
+        "ids": tuple(dict.fromkeys([*(a["id"] for a, _ in pairs), *(b["id"] for _, b in pairs)])),
     }
 
 
-def speed_view(runs: pd.DataFrame) -> pd.DataFrame:
-    """Medians over finished cells in human units, a row a condition and variant."""
-    looks, table = styles(runs), ratios(runs)
+def speed_view(runs: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """Medians over finished cells and their ratios (`table`) in human units, a row a variant."""
+    looks = styles(runs)
     keys = [*PANEL, "variant"]
     by: dict[Any, list[dict[Any, Any]]] = {}
     for row in table.to_dict("records"):

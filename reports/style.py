@@ -85,11 +85,21 @@ def shaded(color: str, amount: float) -> str:
 
 
 def looks_by_name(table: dict[str, Any], names: Iterable[str]) -> dict[str, dict[str, str]]:
-    """Named optimizers first, in the table's order; the rest take free looks alphabetically."""
+    """Named optimizers first, in the table's order; the rest take free looks alphabetically.
+
+    Where names outnumber the free looks, these begin again in another shade and line.
+    """
     wanted = set(names)
     looks = {name: look for name, look in table["named"].items() if name in wanted}
     for index, name in enumerate(sorted(wanted - set(looks))):
-        looks[name] = {"label": name, **table["free"][index % len(table["free"])]}
+        turn, place = divmod(index, len(table["free"]))
+        look = table["free"][place]
+        looks[name] = {
+            "label": table["labels"].get(name, name),
+            "color": shaded(look["color"], SHADES[turn % len(SHADES)]),
+            "marker": look["marker"],
+            "line": LINES[(LINES.index(look["line"]) + turn) % len(LINES)],
+        }
     return looks
 
 

@@ -30,6 +30,7 @@ def summary_text(
         "Memory": labelled(summary_view(summary, "memory"), plain),
         "Capacity": first.get("capacity", pd.DataFrame()).drop(columns="cells", errors="ignore"),
         "Loss": labelled(summary_view(summary, "pretrain"), plain),
+        "Loss of completions": labelled(summary_view(summary, "finetune"), plain),
         "Speed": speed[SPEED],
         "Not finished": failed.drop(columns="why", errors="ignore").head(MOST_FAILURES),
     }

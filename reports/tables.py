@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from reports.load import BASELINE, each
+from reports.load import BASELINE, TRAINING, each
 from reports.pairing import match_states
 from reports.statistics import mean_interval
 from reports.text import GIB, TIMES, byte_text, count_text, missing, ms_text, number_text
@@ -117,7 +117,7 @@ def memory_view(table: pd.DataFrame) -> pd.DataFrame:
 
 def training_view(table: pd.DataFrame) -> pd.DataFrame:
     """The training cells in human units, one row a cell."""
-    cells = table[table["task"] == "pretrain"]
+    cells = table[table["task"].isin(TRAINING)]
     rows = [
         {
             "label": row.label,

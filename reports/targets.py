@@ -120,11 +120,11 @@ def compared(own: Crossings, base: Crossings) -> dict[str, Any]:
     return nothing | {"ratio": stat.estimate} | bounds
 
 
-def targets_view(runs: pd.DataFrame, curves: Curves, baseline: str = BASELINE) -> pd.DataFrame:
-    """The targets in human units."""
+def targets_view(runs: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """The targets (`table`) in human units."""
     looks = styles(runs)
     rows = []
-    for row in targets(runs, curves, baseline).to_dict("records"):
+    for row in table.to_dict("records"):
         missed = bool(np.isnan(row["tokens"]))
         rows.append(
             {

@@ -3,23 +3,23 @@
 import dataclasses
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 from tqdm import tqdm
 
 from harness.data.corpus import FORMAT, Corpus, load_corpus
 from harness.data.documents import SPLITS, Document, Splits, text_hash
+from harness.data.once import build_once
 from harness.data.overlap import remove_shared, shared_share
 from harness.data.sources import find_source
 from harness.data.tokenizers import Encoder, check_tokenizer, describe_tokenizer, make_encoder
 from harness.errors import UserError
 from harness.schema import DataConfig
+from harness.schema_finetuning import PAIR_KEYS
+from harness.schema_images import IMAGE_KEYS
 
 _DOCUMENTS_PER_CALL = 64
 
@@ -50,8 +50,7 @@ def check(config: DataConfig, cache: Path | None = None) -> None:
 def prepare(config: DataConfig, cache: Path, progress: bool = False) -> Corpus:
     """The corpus of `config`: opened if it stands in `cache`, else built there.
 
-    Two processes that ask for the same corpus do not clash: one builds, the other waits. A build
-    that dies leaves nothing that looks finished.
+    It is built once, see `harness.data.once`.
 
     Args:
         config: the data group of a run.
@@ -65,11 +64,7 @@ def prepare(config: DataConfig, cache: Path, progress: bool = False) -> Corpus:
     if _prepared(config):
         return load_corpus(Path(config.path or ""))
     final = cache / _key(config)
-    if not (final / "meta.json").exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{final}.lock"):
-            if not (final / "meta.json").exists():
-                _build(config, final, progress)
+    build_once(final, lambda folder: _build(config, folder, progress))
     return load_corpus(final)
 
 
@@ -85,15 +80,17 @@ def _in_cache(config: DataConfig, cache: Path) -> bool:
 
 
 def _key(config: DataConfig) -> str:
-    """Identity of a build: the config without its name, the source's signature, the format."""
-    fields = dataclasses.asdict(config)
-    del fields["name"]
+    """Identity of a build: the config of texts without its name, the source's signature, format."""
+    other = ("name", *IMAGE_KEYS, *PAIR_KEYS)
+    fields = {k: v for k, v in dataclasses.asdict(config).items() if k not in other}
+    # Local tokenizer files can change while their path stays.
+    fields["tokenizer"] = describe_tokenizer(config)
     signature = find_source(config.source).signature(config)
     text = json.dumps([FORMAT, fields, signature], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _build(config: DataConfig, final: Path, progress: bool) -> None:
+def _build(config: DataConfig, folder: Path, progress: bool) -> None:
     source = find_source(config.source)
     with tqdm(total=4, desc="prepare corpus", unit="stage", disable=not progress) as bar:
         bar.set_postfix_str("reading")
@@ -107,17 +104,7 @@ def _build(config: DataConfig, final: Path, progress: bool) -> None:
         encoder = make_encoder(config, (d.text for d in splits["train"]))
         bar.update()
         bar.set_postfix_str("tokens")
-        # The lock is ours, so a folder of this name is the rest of a build that was killed.
-        temporary = final.with_name(f".{final.name}.partial")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        try:
-            _write(temporary, config, splits, encoder, progress)
-            # A folder without meta.json can only be the rest of an interrupted deletion.
-            shutil.rmtree(final, ignore_errors=True)
-            os.replace(temporary, final)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        _write(folder, config, splits, encoder, progress)
         bar.update()
 
 

@@ -1,14 +1,16 @@
 """A prepared corpus: one folder with meta.json, the tokenizer and one token array per split."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from harness.data.batches import batch, evaluation_batches
 from harness.data.documents import SPLITS
+from harness.data.examples import Batch
 from harness.data.tokenizers import load_encoder
 from harness.errors import UserError
 
@@ -45,11 +47,34 @@ class Corpus:
         """The text of `ids`."""
         return load_encoder(self.directory, self.meta["tokenizer"]).decode([int(i) for i in ids])
 
+    def divided(self, seed: int) -> "Corpus":
+        """Itself: whole documents were held out when it was built."""
+        return self
+
+    def examples(self, split: str, seq_len: int) -> int:
+        """Whole sequences of `seq_len` tokens in a split."""
+        return len(self.tokens(split)) // seq_len
+
+    def batch(self, seq_len: int, size: int, seed: int, step: int) -> Batch:
+        """Token ids of the training split as inputs and labels, see `harness.data.batches`."""
+        return _causal(batch(self.tokens("train"), seq_len, size, seed, step))
+
+    def evaluation_batches(
+        self, split: str, seq_len: int, size: int, max_tokens: int
+    ) -> Iterator[Batch]:
+        """The first `max_tokens` tokens of a split, see `harness.data.batches`."""
+        return map(_causal, evaluation_batches(self.tokens(split), seq_len, size, max_tokens))
+
     def _counts(self, split: str) -> dict[str, Any]:
         if split not in SPLITS:
             raise ValueError(f"split={split!r} is unknown; allowed: {', '.join(SPLITS)}.")
         counts: dict[str, Any] = self.meta["splits"][split]
         return counts
+
+
+def _causal(ids: np.ndarray) -> Batch:
+    # transformers shifts the labels by one position itself.
+    return {"input_ids": ids, "labels": ids}
 
 
 def load_corpus(directory: Path) -> Corpus:

@@ -46,6 +46,14 @@ def shared_share(documents: Sequence[Document], others: Sequence[Document]) -> f
     return float(np.isin(own.key, other.key).mean()) if len(own.key) else 0.0
 
 
+def sharing(documents: Sequence[Document], others: Sequence[Document]) -> list[bool]:
+    """Which of `documents` have a window that stands anywhere in `others`."""
+    names: dict[str, int] = {}
+    own, other = _windows(documents, names), _windows(others, names)
+    found = np.bincount(own.document, np.isin(own.key, other.key), minlength=len(documents))
+    return [bool(count) for count in found]
+
+
 def _cut(
     documents: Sequence[Document], protected: Sequence[Document], names: dict[str, int]
 ) -> list[Document]:

@@ -1,4 +1,4 @@
-"""Tokenizers: byte-level BPE trained on the training split, raw bytes, or one from the hub."""
+"""Tokenizers: byte-level BPE trained on the training split, raw bytes, or a pretrained model's."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from harness.data.hub_access import check_repository
+from harness.data.model_files import check_files, fingerprint, is_local, locate
 from harness.errors import UserError
 from harness.schema import DataConfig
 
@@ -80,7 +80,9 @@ class HubEncoder:
         from transformers import AutoTokenizer
 
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(name)
+            self._tokenizer = AutoTokenizer.from_pretrained(
+                **locate(name, "data.tokenizer").arguments
+            )
         except (OSError, ValueError) as error:
             raise UserError(f"data.tokenizer={name!r} cannot be loaded as a tokenizer.") from error
         if self._tokenizer.eos_token_id is None:
@@ -103,7 +105,7 @@ class HubEncoder:
 
 
 def check_tokenizer(config: DataConfig) -> None:
-    """`tokenizer` is bpe, bytes, a local folder, or a hub id that can be reached.
+    """`tokenizer` is bpe, bytes, local files (`model_files`), or a hub id that can be reached.
 
     Raises:
         UserError: it is none of these, or `vocab_size` is too small for bpe.
@@ -114,17 +116,23 @@ def check_tokenizer(config: DataConfig) -> None:
                 f"data.vocab_size={config.vocab_size} is too small; byte-level BPE needs at "
                 f"least {_MIN_BPE_VOCABULARY} (256 bytes and end of text)."
             )
-    elif config.tokenizer != "bytes" and not Path(config.tokenizer).is_dir():
+    elif config.tokenizer != "bytes":
         try:
-            check_repository(config.tokenizer, "model", "data.tokenizer")
+            check_files(config.tokenizer, "data.tokenizer")
         except UserError as error:
             raise UserError(f"{error} Allowed: bpe, bytes, a local folder, a hub id.") from error
 
 
 def describe_tokenizer(config: DataConfig) -> str:
-    """The tokenizer's part of a corpus hash: kind and, for bpe, the vocabulary size."""
+    """The tokenizer's part of a corpus hash: kind and, for bpe, the vocabulary size.
+
+    Local files stand for themselves, wherever they lie and whatever they held before.
+    """
     size = config.vocab_size if config.tokenizer == "bpe" else None
-    return json.dumps({"tokenizer": config.tokenizer, "vocab_size": size})
+    name = config.tokenizer
+    if name not in ("bpe", "bytes") and is_local(name):
+        name = fingerprint(name, weights=False)
+    return json.dumps({"tokenizer": name, "vocab_size": size})
 
 
 def make_encoder(config: DataConfig, texts: Iterable[str]) -> Encoder:

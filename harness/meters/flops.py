@@ -33,7 +33,8 @@ def matrix_parameters(model: nn.Module) -> int:
 
     A table that is only looked up (positions, input embeddings that are not the head's) costs no
     multiplication and is left out; tied embeddings count once, as the head. Of stacked experts
-    (experts, out, in) a token meets `num_experts_per_tok` in `num_local_experts`.
+    (experts, out, in) a token meets `num_experts_per_tok` in `num_local_experts`; other tensors of
+    three dimensions are learned positions. One of four is the projection of patches of an image.
     """
     config = getattr(model, "config", None)
     chosen = getattr(config, "num_experts_per_tok", None) or 1
@@ -43,9 +44,9 @@ def matrix_parameters(model: nn.Module) -> int:
         if isinstance(module, nn.Embedding):
             continue
         for parameter in module.parameters(recurse=False):
-            if parameter.ndim == 2:
+            if parameter.ndim in (2, 4):
                 sizes[id(parameter)] = parameter.numel()
-            elif parameter.ndim == 3:
+            elif parameter.ndim == 3 and experts > 1:
                 sizes[id(parameter)] = parameter.numel() * chosen // experts
     return sum(sizes.values())
 

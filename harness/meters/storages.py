@@ -28,7 +28,9 @@ def inner_tensors(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
         return
     names, _ = flatten()
     for name in names:
-        yield from inner_tensors(getattr(tensor, name))
+        part = getattr(tensor, name)
+        if isinstance(part, torch.Tensor):  # of a DTensor its mesh is named too
+            yield from inner_tensors(part)
 
 
 def storage_sizes(tensors: Iterable[torch.Tensor]) -> dict[StorageKey, int]:

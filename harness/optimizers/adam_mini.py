@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from harness.models import ParameterSpec, head_size_of
 from harness.optimizers.entry import OptimizerEntry
-from harness.optimizers.groups import AVERAGE_FLOPS, decay_flops, elements
+from harness.optimizers.groups import AVERAGE_FLOPS, any_settings, decay_flops, elements
 from harness.schema import OptimizerConfig
 
 if TYPE_CHECKING:
@@ -48,6 +48,9 @@ def _build(model: "nn.Module", config: OptimizerConfig) -> "Optimizer":
         weight_decay=config.weight_decay,
         verbose=False,
     )
+    # The package takes every visible device for a rank among which it sums gradients; here each
+    # rank has them whole (DDP), or a DTensor sums over its own ranks (FSDP2).
+    optimizer.world_size = 1
     if _whole_values(config):
         optimizer.wv_names = set()
     for group in optimizer.param_groups:
@@ -57,8 +60,20 @@ def _build(model: "nn.Module", config: OptimizerConfig) -> "Optimizer":
             # Elements of a head. The package derives it from `dim` and `n_heads`, which is wrong
             # where heads are not hidden size / heads wide.
             optimizer.head_numel = (head_size or 1) * p.shape[1]
+    optimizer.register_load_state_dict_post_hook(_replicate_scalars)
     built: Optimizer = optimizer
     return built
+
+
+def _replicate_scalars(optimizer: "Optimizer") -> None:
+    """Of sharded tensors that share one moment, give it back its mesh, which loading drops."""
+    for parameter, state in optimizer.state.items():
+        moment, mesh = state.get("vmean"), getattr(parameter, "device_mesh", None)
+        if mesh is not None and moment is not None and moment.ndim == 0:
+            from torch.distributed.tensor import DTensor, Replicate
+
+            if not isinstance(moment, DTensor):
+                state["vmean"] = DTensor.from_local(moment, mesh, [Replicate()] * mesh.ndim)
 
 
 def _whole_values(config: OptimizerConfig) -> bool:
@@ -129,4 +144,5 @@ ENTRY = OptimizerEntry(
     build=_build,
     state_bytes=_state_bytes,
     flops=_flops,
+    shards=any_settings,
 )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from harness.models import ParameterSpec
 from harness.optimizers.entry import OptimizerEntry
-from harness.optimizers.groups import ADAM_FLOPS, decay_flops, decay_groups, elements
+from harness.optimizers.groups import ADAM_FLOPS, any_settings, decay_flops, decay_groups, elements
 from harness.schema import OptimizerConfig
 
 if TYPE_CHECKING:
@@ -65,4 +65,5 @@ ENTRY = OptimizerEntry(
     state_bytes=_state_bytes,
     flops=_flops,
     step_transient_bytes=_step_transient_bytes,
+    shards=any_settings,
 )

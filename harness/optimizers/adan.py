@@ -14,6 +14,7 @@ from harness.optimizers.groups import (
     AVERAGE_FLOPS,
     DESCENT_FLOPS,
     ROOT_FLOPS,
+    any_settings,
     decay_flops,
     decay_groups,
     elements,
@@ -65,4 +66,5 @@ ENTRY = OptimizerEntry(
     state_bytes=_state_bytes,
     flops=_flops,
     betas=3,
+    shards=any_settings,
 )

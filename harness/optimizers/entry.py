@@ -35,6 +35,8 @@ class OptimizerEntry:
         preload: imports what no module of `imports` names, before a memory baseline.
         step_transient_bytes: closed form of the temporary bytes of a step, arguments as those of
             `state_bytes`; None where it is not known, or returned for settings where it is not.
+        shards: whether it steps parameters that FSDP2 has cut (DTensors) as it steps whole ones,
+            with these settings; None where it does not, or nobody has checked.
         prepare: builds what is compiled once a machine and returns the seconds that took; None
             where nothing is.
     """
@@ -55,3 +57,4 @@ class OptimizerEntry:
     betas: int = 2
     check: Callable[[OptimizerConfig], None] | None = None
     preload: Callable[[OptimizerConfig], None] | None = None
+    shards: Callable[[OptimizerConfig], bool] | None = None

@@ -111,6 +111,11 @@ def flops(config: OptimizerConfig, specs: Sequence[ParameterSpec]) -> int | None
     return total
 
 
+def shards(config: OptimizerConfig) -> bool:
+    """Whole rows of a DTensor suffice, but for `paper` and `peak`: they search whole tensors."""
+    return config.options.get("second_moment") not in GRADIENT_DRIVEN
+
+
 def _grouped_flops(factored: bool, quantized: bool, options: dict[str, Any]) -> int:
     """For one element of a tensor with groups; the switches are those of `gefen_ablation`."""
     capped = factored and options.get("cap", 1.0) is not None
@@ -134,4 +139,5 @@ ENTRY = OptimizerEntry(
     state_bytes=state_bytes,
     flops=flops,
     prepare=prepare,
+    shards=shards,
 )

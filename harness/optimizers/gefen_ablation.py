@@ -12,7 +12,7 @@ Each undoes or adds one part of the update rule, so that a study can say what th
 from typing import TYPE_CHECKING, Any
 
 from harness.optimizers.entry import OptimizerEntry
-from harness.optimizers.gefen import OPTIONS, construct, flops, state_bytes
+from harness.optimizers.gefen import OPTIONS, construct, flops, shards, state_bytes
 from harness.schema import OptimizerConfig
 
 if TYPE_CHECKING:
@@ -66,4 +66,5 @@ ENTRY = OptimizerEntry(
     build=_build,
     state_bytes=state_bytes,
     flops=flops,
+    shards=shards,
 )

@@ -11,8 +11,10 @@ if TYPE_CHECKING:
 
     from harness.schema import OptimizerConfig
 
-# Modules of GPT-2, Llama and their relatives that hold one row for each token or position.
-_TABLES = frozenset({"wte", "wpe", "embed_tokens", "embed_positions", "embed_in", "lm_head"})
+# Modules of GPT-2, Llama and their relatives that hold one row for each token, position or class.
+_TABLES = frozenset(
+    {"wte", "wpe", "embed_tokens", "embed_positions", "embed_in", "lm_head", "classifier"}
+)
 
 
 def is_hidden_matrix(name: str, shape: Sequence[int]) -> bool:
@@ -34,6 +36,11 @@ def decay_groups(model: "nn.Module", weight_decay: float) -> list[dict[str, Any]
 def drop_empty(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Only the groups that hold parameters."""
     return [group for group in groups if group["params"]]
+
+
+def any_settings(config: "OptimizerConfig") -> bool:
+    """True: what the entry says holds whatever the settings."""
+    return True
 
 
 def elements(specs: Sequence[ParameterSpec]) -> int:

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING
 from harness.models import ParameterSpec
 from harness.optimizers import blockwise
 from harness.optimizers.entry import OptimizerEntry
-from harness.optimizers.groups import AVERAGE_FLOPS, decay_flops, decay_groups, elements
+from harness.optimizers.groups import (
+    AVERAGE_FLOPS,
+    any_settings,
+    decay_flops,
+    decay_groups,
+    elements,
+)
 from harness.schema import OptimizerConfig
 
 if TYPE_CHECKING:
@@ -79,6 +85,7 @@ ENTRIES = (
         build=_build,
         state_bytes=_state_bytes,
         flops=_flops,
+        shards=any_settings,
     ),
     OptimizerEntry(
         name="lion8bit",

@@ -14,6 +14,7 @@ from harness.optimizers.entry import OptimizerEntry
 from harness.optimizers.groups import (
     ADAM_FLOPS,
     AVERAGE_FLOPS,
+    any_settings,
     decay_flops,
     decay_groups,
     drop_empty,
@@ -99,4 +100,5 @@ ENTRY = OptimizerEntry(
     build=_build,
     state_bytes=_state_bytes,
     flops=_flops,
+    shards=any_settings,
 )

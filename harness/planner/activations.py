@@ -1,8 +1,8 @@
-"""What forward and backward passes hold beside the parameters, in bytes, for any decoder.
+"""What forward and backward passes hold beside the parameters, in bytes, for any model.
 
 Method. The model's own code runs forward and backward on tensors without memory (FakeTensorMode)
 with two and with three layers, and the storages alive after every operation are summed. All layers
-of a decoder are alike, so what is live at a given place of the pass is linear in their number; the
+of a model are alike, so what is live at a given place of the pass is linear in their number; the
 largest sum of each part of the pass (forward; head and loss; backward through the last layer,
 through the first, and after it) is extended to the wanted number, and the largest part counts.
 Counting as torch.distributed._tools.MemTracker (PyTorch); the layers' terms are those of
@@ -35,6 +35,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 from unittest.mock import patch
 
+from harness.model_inputs import example
 from harness.models import untrained_model
 from harness.planner.live import LiveStorages, Peaks
 from harness.schema import ModelConfig, from_dict, to_dict
@@ -48,6 +49,11 @@ METHOD = (
 )
 _PARTS = ("forward", "head", "last", "first", "tail")
 _FEW, _MORE = 2, 3
+_MASKS = (
+    "create_causal_mask",
+    "create_sliding_window_causal_mask",
+    "create_bidirectional_mask",
+)
 
 
 class Pass(NamedTuple):
@@ -94,21 +100,24 @@ def _trace(shape: tuple[tuple[str, Any], ...], layers: int, kind: Pass) -> dict[
     """Peaks of each part of the pass of a model with this number of layers."""
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
+    from transformers import PreTrainedModel
 
     config = from_dict(ModelConfig, dict(shape))
     # Fake tensors on the CPU: a default device would send every factory through Python again.
     with FakeTensorMode():
         dtype = torch.bfloat16 if kind.precision == "bf16_pure" else torch.float32
-        model = untrained_model(config, kind.vocab_size, layers, dtype)
+        # Values do not matter, and truncating a normal distribution looks at them.
+        with patch.object(PreTrainedModel, "initialize_weights", lambda _: None):
+            model = untrained_model(config, kind.vocab_size, layers, dtype)
         if kind.checkpointing:
             model.activation_checkpointing_enable()
         live = LiveStorages(model)
         _mark_parts(model, layers, live)
         with live, _whole_sequences(model):
-            ids = torch.zeros(kind.micro_batch, kind.seq_len, dtype=torch.int64)
+            inputs = example(config, kind.micro_batch, kind.seq_len)
             mixed = kind.precision == "bf16_mixed"
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
-                loss = model(input_ids=ids, labels=ids).loss
+                loss = model(**inputs).loss
             loss.backward()
     return {part: live.peaks.get(part, Peaks()) for part in (*_PARTS, "middle")}
 
@@ -122,7 +131,7 @@ def _whole_sequences(model: "nn.Module") -> Iterator[None]:
     """
     with ExitStack() as stack:
         for module in {sys.modules[type(part).__module__] for part in model.modules()}:
-            for name in ("create_causal_mask", "create_sliding_window_causal_mask"):
+            for name in _MASKS:
                 if hasattr(module, name):
                     stack.enter_context(patch.object(module, name, lambda *_, **__: None))
         yield

@@ -81,7 +81,7 @@ def compare(record: store.Record, folder: str = "") -> Comparison:
     metrics, values = record.metrics, record.config
     config = planned(values)
     optimizer = config.optimizers[0]
-    guess = estimate(config, optimizer)
+    guess = estimate(config, optimizer, checkpointing=config.model.activation_checkpointing)
     state, peak = int(metrics["optimizer_state_bytes"]), int(metrics["peak_bytes"])
     device = "cuda" if str(metrics["memory_method"]).startswith("cuda") else "cpu"
     return Comparison(

@@ -10,6 +10,7 @@ import yaml
 from harness import optimizers
 from harness.errors import UserError
 from harness.groups import configs_dir, load_group
+from harness.model_inputs import sequence_length
 from harness.schema import PRECISIONS, ModelConfig, OptimizerConfig, from_dict
 
 GIB = 2**30
@@ -106,6 +107,7 @@ def build(words: Words, model: str | None = None) -> PlanConfig:
     for key in _NUMBERS:
         if key in words.values:
             setattr(config, key, _number(key, words.values[key]))
+    config.seq_len = sequence_length(shape, config.seq_len)
     config.precision = words.values.get("precision", config.precision)
     config.headroom_gib = _headroom(words.values.get("headroom_gib", str(config.headroom_gib)))
     check(config)

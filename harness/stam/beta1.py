@@ -8,36 +8,32 @@ model by 1 / sqrt(N): 9e-5 at 124 million, 1.1e-5 at 8 billion.
 
 Example, some five minutes on two cores:
 
-  python -m harness.stam.beta1 --output runs/stam_beta1 model=gpt2_3m task.steps=200
+  python -m harness.stam.beta1 --output runs/stam_loss model=gpt2_3m task.steps=200
 
-Overrides are those of gefen-bench (key=value), the defaults those of harness.update_audit.
-
-Written below --output: beta1.json (both series, summary, settings, provenance) and beta1.png.
+Overrides are those of gefen-bench (key=value), the defaults those of harness.update_audit. Written
+below --output: beta1.json (both series, summary, settings, provenance). `gefen-report` draws it on
+the page of the study whose folder holds it.
 """
 
 import argparse
-import shlex
 import statistics
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
-from harness import app, models, provenance, store
+from harness import models, store
+from harness.audit import command
 from harness.audit.comparison import REFERENCE, Shadow, prepared, training_gradients
 from harness.errors import UserError
-from harness.schema import OptimizerConfig, RunConfig, to_dict
-from harness.stam.beta1_figure import draw
+from harness.schema import OptimizerConfig, RunConfig
 from harness.stam.lite import STAMLite
 from harness.stam.stam import STAM
-from harness.update_audit import NOT_DESCRIBED, compose
 
+MODULE = "harness.stam.beta1"
 Row = dict[str, Any]
 
 STEPS = (1, 10, 100, 1000)
@@ -121,67 +117,49 @@ def summarize(tensors: list[Row]) -> list[Row]:
     return found
 
 
-def write(config: RunConfig, steps: int, output: Path, command: str) -> list[Row]:
-    """Measure, write both files into the folder `output`, return the summary."""
+def write(config: RunConfig, steps: int, output: Path, line: str) -> list[Row]:
+    """Measure, write the file into the folder `output`, return the summary.
+
+    `steps` are those under Gaussian gradients, `line` the command line.
+    """
+    if steps < 1:
+        raise UserError(f"--steps is {steps}; it must be at least 1.")
     if config.optimizer.name != REFERENCE:
         raise UserError(f"optimizer={config.optimizer.name} is not the reference; use {REFERENCE}.")
     gaussian, tensors = gaussian_momenta(steps), model_momenta(config)
     summary = summarize(tensors)
+    found = {"betas": AUTHORS, "summary": summary, "gaussian": gaussian, "tensors": tensors}
     output.mkdir(parents=True, exist_ok=True)
-    described = {key: value for key, value in to_dict(config).items() if key not in NOT_DESCRIBED}
-    content = {
-        "config": described,
-        "betas": AUTHORS,
-        "provenance": provenance.collect(
-            command, config.device, prepared(config).hash, provenance.code_hash()
-        ),
-        "summary": summary,
-        "gaussian": gaussian,
-        "tensors": tensors,
-    }
-    store.write_json_atomic(output / "beta1.json", content)
-    draw(gaussian, tensors, config.model.name).savefig(output / "beta1.png", dpi=150)
+    content = command.facts(config, line, **found)
+    store.write_json_atomic(output / store.MOMENTA_FILE, content)
     return summary
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m harness.stam.beta1",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--output", type=Path, required=True, help="folder for the results")
+    parser = command.parser_of(MODULE, __doc__)
     parser.add_argument(
         "--steps",
         type=int,
         default=STEPS[-1],
         help="steps under Gaussian gradients (default: %(default)s)",
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for gefen-bench")
     return parser.parse_intermixed_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure and print the summary; a mistake is one sentence, exit code 2."""
     options = parse(arguments)
-    given = sys.argv[1:] if arguments is None else arguments
-    command = shlex.join(["python", "-m", "harness.stam.beta1", *given])
-    try:
-        if options.steps < 1:
-            raise UserError(f"--steps is {options.steps}; it must be at least 1.")
-        config = compose(options.overrides)
-        summary = write(config, options.steps, options.output, command)
-    except (UserError, HydraException, OmegaConfBaseException) as error:
-        print(f"harness.stam.beta1: {app.explain(error)}", file=sys.stderr)
-        sys.exit(2)
-    for row in summary:
-        print(
+
+    def work(config: RunConfig, line: str) -> str:
+        return "\n".join(
             f"{row['optimizer']:9} step {row['step']:4}: "
             f"gradient RMS {row['gradient_rms_median']:.1e}, "
             f"beta1 {row['beta1_lowest']:.3f} to {row['beta1_highest']:.3f}"
+            for row in write(config, options.steps, options.output, line)
         )
-    print(f"Written: {options.output}")
+
+    command.run(MODULE, options, arguments, work)
 
 
 if __name__ == "__main__":

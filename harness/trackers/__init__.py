@@ -1,15 +1,20 @@
-"""Trackers mirror the store for dashboards: wandb, or none."""
+"""Trackers mirror the store for dashboards: wandb, trackio, or none."""
 
 from collections.abc import Callable
 
 from harness.errors import UserError
 from harness.schema import TrackerConfig
+from harness.trackers.access import check
 from harness.trackers.base import GuardedTracker, NullTracker, RunInfo, Tracker
+from harness.trackers.trackio_tracker import TrackioTracker
 from harness.trackers.wandb_tracker import WandbTracker
 
-__all__ = ["GuardedTracker", "NullTracker", "RunInfo", "Tracker", "make_tracker"]
+__all__ = ["GuardedTracker", "NullTracker", "RunInfo", "Tracker", "check", "make_tracker"]
 
-BACKENDS: dict[str, Callable[[TrackerConfig, RunInfo], Tracker]] = {"wandb": WandbTracker}
+BACKENDS: dict[str, Callable[[TrackerConfig, RunInfo], Tracker]] = {
+    "wandb": WandbTracker,
+    "trackio": TrackioTracker,
+}
 
 
 def make_tracker(config: TrackerConfig, run: RunInfo) -> Tracker:

@@ -31,6 +31,19 @@ class RunInfo:
         """The part of `id` before the attempt."""
         return self.id.rpartition("-")[0] or self.id
 
+    @property
+    def setting(self) -> str:
+        """What repetitions share: study, part and label without its last piece, the seed.
+
+        Dashboards average over it; two studies may differ in what a label does not name.
+        """
+        part = self.config.get("part", "main")
+        return f"{self.group}: {part}/{self.name.rpartition('/')[0] or self.name}"
+
+    def dashboard_config(self) -> dict[str, Any]:
+        """The configuration that the run shows, with its cell and its setting."""
+        return {**self.config, "cell": self.cell_id, "setting": self.setting}
+
 
 class Tracker(Protocol):
     """The four calls a run makes, all outside timed regions."""

@@ -68,3 +68,29 @@ def make_run(text_folder: Path, cache_folder: Path, tmp_path: Path) -> MakeRun:
         return from_dict(RunConfig, values)
 
     return make
+
+
+@pytest.fixture
+def tiny_overrides(text_folder: Path, cache_folder: Path) -> list[str]:
+    """Overrides of the commands that train in their own process: three steps of a tiny model."""
+    return [
+        *("model=gpt2_tiny", "seq_len=32", "micro_batch=2", "task.steps=3", "threads=1"),
+        *("data=text_files", f"data.path={text_folder}", "data.tokenizer=bytes"),
+        *("data.vocab_size=257", f"cache={cache_folder}"),
+    ]
+
+
+@pytest.fixture
+def refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., None]:
+    """Checks that a command ends with exit code 2 and one sentence, and writes nothing."""
+
+    def check(main: Callable[[list[str]], None], arguments: list[str], sentence: str) -> None:
+        with pytest.raises(SystemExit) as stop:
+            main(["--output", str(tmp_path / "out"), *arguments])
+        assert stop.value.code == 2
+        errors = capsys.readouterr().err.strip().splitlines()
+        assert len(errors) == 1
+        assert sentence in errors[0]
+        assert not (tmp_path / "out").exists()
+
+    return check

@@ -61,6 +61,7 @@ def bench(*arguments: str, cwd: Path | None = None) -> "subprocess.CompletedProc
         (["--limit", "none"], "--limit none needs a whole number above 0"),
         (["launch.limit=0"], "launch.limit=0 is too small; the least allowed is 1"),
         (["launch.time_budget_minutes=-1"], "must be a finite number above 0"),
+        (["hydra/launcher=none"], "hydra/launcher=none is not known; allowed: basic, joblib, ray,"),
         (["precision=fp4"], "precision=fp4 is not known; allowed: fp32, bf16_mixed, bf16_pure"),
     ],
 )
@@ -114,6 +115,18 @@ def test_a_sweep_runs_keeps_and_goes_on(text_folder: Path, tmp_path: Path) -> No
     again = bench(*sweep)
     assert again.stderr.count("(kept)") == 4
     assert [r.attempt for r in store.load_study(tmp_path / "runs" / "adhoc")[1]] == [1] * 4
+
+
+def test_joblib_runs_a_sweep_side_by_side(text_folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs the extra `sweeps`")
+    data = [f"data.path={text_folder}", f"cache={tmp_path / 'cache'}", f"root={tmp_path / 'runs'}"]
+    answer = bench("-m", "seed=0,1", *TINY, *data, "hydra/launcher=joblib")
+    assert answer.returncode == 0, answer.stderr
+    assert "2 cells: 2 done." in answer.stderr
+    study, records = store.load_study(tmp_path / "runs" / "adhoc")
+    assert [(record.status, record.attempt) for record in records] == [("done", 1)] * 2
+    assert "launcher" not in study["command"]  # it changes no result
+    assert not list((tmp_path / "runs" / "adhoc" / "dispatch").iterdir())
 
 
 def test_a_failed_cell_is_told_by_the_exit_code(text_folder: Path, tmp_path: Path) -> None:

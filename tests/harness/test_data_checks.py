@@ -1,15 +1,16 @@
 """User mistakes in the data group: one sentence each, before anything heavy."""
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from harness.data import check, prepare
 from harness.errors import UserError
+from harness.groups import load_group
 from harness.schema import DataConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs/data"
@@ -52,10 +53,14 @@ def test_right_configs_pass(tmp_path: Path) -> None:
 def test_shipped_configs(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setattr("harness.data.hub_access._ask", lambda *_: "ok")
-    config = DataConfig(**yaml.safe_load(file.read_text()))
+    config = DataConfig(**load_group("data", file.stem))
     assert config.name == file.stem
     if config.source == "text_files":
         config.path = str(file)
+    if config.source == "image_folder":
+        config.path = str(CONFIGS.parent)  # it holds folders
+    if config.source == "digits" and importlib.util.find_spec("sklearn") is None:
+        pytest.skip("needs the extra images (scikit-learn)")
     check(config)
 
 

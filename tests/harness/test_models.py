@@ -1,6 +1,7 @@
 """Model shapes against published parameter counts; initial weights from the seed alone."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def test_parameter_counts(name: str, total: int) -> None:
 def test_every_config_is_named_after_its_file_and_valid(file: Path) -> None:
     config = load(file.stem)
     assert config.name == file.stem
-    check(config)
+    check(replace(config, path=None))  # pretrained files may be in a package of an extra
 
 
 @pytest.mark.parametrize("name", ["gpt2_tiny", "llama_tiny", "gpt2_4m", "llama_4m"])

@@ -8,6 +8,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from harness.groups import load_group
+from harness.model_inputs import example
 from harness.models import build_model
 from harness.planner.activations import Pass, activation_peaks
 from harness.schema import ModelConfig, from_dict
@@ -16,7 +17,9 @@ VOCABULARY, LAYERS = 700, 5
 
 
 def shape(name: str) -> ModelConfig:
-    return replace(from_dict(ModelConfig, load_group("model", name)), layers=LAYERS)
+    return replace(
+        from_dict(ModelConfig, load_group("model", name)), layers=LAYERS, vocab_size=None
+    )
 
 
 def allocated_peak(config: ModelConfig, kind: Pass) -> int:
@@ -29,11 +32,14 @@ def allocated_peak(config: ModelConfig, kind: Pass) -> int:
     generator = torch.Generator().manual_seed(0)
 
     def run() -> None:
-        size = (kind.micro_batch, kind.seq_len)
-        ids = torch.randint(0, VOCABULARY, size, generator=generator)
+        inputs = example(config, kind.micro_batch, kind.seq_len)
+        if "input_ids" in inputs:  # routers of mixtures spread different tokens
+            size = (kind.micro_batch, kind.seq_len)
+            inputs["input_ids"] = torch.randint(0, VOCABULARY, size, generator=generator)
+            inputs["labels"] = inputs["input_ids"]
         mixed = kind.precision == "bf16_mixed"
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
-            loss = model(input_ids=ids, labels=ids).loss
+            loss = model(**inputs).loss
         loss.backward()
 
     run()  # what is made once, such as tables of kernels, is no activation
@@ -56,6 +62,8 @@ def allocated_peak(config: ModelConfig, kind: Pass) -> int:
         ("llama_tiny", "bf16_mixed"),
         ("qwen3_tiny", "fp32"),
         ("mixtral_tiny", "bf16_mixed"),
+        ("vit_digits", "fp32"),
+        ("vit_digits", "bf16_mixed"),
     ],
 )
 def test_planned_peak_is_what_the_allocator_gave_out(name: str, precision: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,17 +22,11 @@ def test_gaussian_momenta_follow_their_closed_form() -> None:
         assert row["beta1"] == pytest.approx(0.9 * (1 - 0.2 * z / (1 + z)), abs=4e-3)
 
 
-def test_the_command_writes_numbers_and_a_figure(
-    text_folder: Path, cache_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_the_command_writes_numbers(
+    tiny_overrides: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "beta1"
-    arguments = [
-        *("--output", str(output), "--steps", "3"),
-        *("model=gpt2_tiny", "seq_len=32", "micro_batch=2", "task.steps=3", "threads=1"),
-        *("data=text_files", f"data.path={text_folder}", "data.tokenizer=bytes"),
-        *("data.vocab_size=257", f"cache={cache_folder}"),
-    ]
-    beta1.main(arguments)
+    beta1.main(["--output", str(output), "--steps", "3", *tiny_overrides])
     printed = capsys.readouterr().out
     assert "stam_lite step    3: gradient RMS" in printed
     facts = json.loads((output / "beta1.json").read_text())
@@ -49,7 +44,6 @@ def test_the_command_writes_numbers_and_a_figure(
         # The whole gradient was clipped to norm 1.
         norm = math.sqrt(sum(row["gradient_rms"] ** 2 * row["elements"] for row in rows))
         assert norm <= 1 + 1e-4
-    assert (output / "beta1.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(
@@ -61,12 +55,6 @@ def test_the_command_writes_numbers_and_a_figure(
     ],
 )
 def test_a_mistake_is_one_sentence(
-    arguments: list[str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    refuses: Callable[..., None], arguments: list[str], sentence: str
 ) -> None:
-    with pytest.raises(SystemExit) as stop:
-        beta1.main(["--output", str(tmp_path / "out"), *arguments])
-    assert stop.value.code == 2
-    errors = capsys.readouterr().err.strip().splitlines()
-    assert len(errors) == 1
-    assert sentence in errors[0]
-    assert not (tmp_path / "out").exists()
+    refuses(beta1.main, arguments, sentence)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from harness import store, sweep
+from harness import runners, store, sweep
 from harness.cells import Cell
 from harness.errors import UserError
 from harness.planning import Plan, Request
@@ -64,7 +64,7 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Worker]:
 
     def put(**keys: Any) -> Worker:
         worker = Worker(**keys)
-        monkeypatch.setattr(sweep, "launch", worker)
+        monkeypatch.setattr(runners, "launch", worker)
         monkeypatch.setattr(sweep, "_results_dir", lambda: Path("/nowhere"))
         return worker
 

@@ -12,6 +12,7 @@ import torch
 from harness import cells, data, models, optimizers, store
 from harness.checkpoint import Progress
 from harness.crossing import first_crossing
+from harness.gradient_noise import add_noise
 from harness.schema import RunConfig, TaskConfig
 from harness.training import learning_rate_factor
 from harness.training_metrics import raw_rows
@@ -30,11 +31,13 @@ def test_the_schedule_is_linear_then_cosine() -> None:
     assert all(a >= b for a, b in itertools.pairwise(factors[9:]))
 
 
-@pytest.mark.parametrize(("accumulation", "final_tokens"), [(1, None), (2, 2070)])
+@pytest.mark.parametrize(
+    ("accumulation", "final_tokens", "noise"), [(1, None, 0.0), (2, 2070, 0.5)]
+)
 def test_the_loop_equals_a_plain_torch_loop(
-    make_run: MakeRun, accumulation: int, final_tokens: int | None
+    make_run: MakeRun, accumulation: int, final_tokens: int | None, noise: float
 ) -> None:
-    task = {"final_eval_tokens": final_tokens}
+    task = {"final_eval_tokens": final_tokens, "gradient_noise": noise}
     config = cells.resolve(make_run(grad_accumulation=accumulation, task=task))
     record = cells.run_cell(config, progress=False)
     corpus = data.prepare(config.data, Path(config.cache or "") / "data", progress=False)
@@ -59,6 +62,9 @@ def test_the_loop_equals_a_plain_torch_loop(
                 logits.reshape(-1, logits.shape[-1]), ids[:, 1:].reshape(-1)
             )
             (loss / accumulation).backward()
+        for index, parameter in enumerate(model.parameters()):
+            if noise and parameter.grad is not None:
+                parameter.grad += noisy(parameter.grad, noise, config.data_seed or 0, step, index)
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.task.grad_clip)
         optimizer.step()
         optimizer.zero_grad()
@@ -73,6 +79,35 @@ def test_the_loop_equals_a_plain_torch_loop(
     assert record.metrics["final_eval_loss"] == pytest.approx(final, rel=1e-5)
     assert record.metrics["final_eval_tokens"] == final_read
     assert (final == pytest.approx(last, rel=1e-4)) == (final_tokens is None)
+
+
+def noisy(g: torch.Tensor, noise: float, *at: int) -> torch.Tensor:
+    """noise x rms(g) x N(0, 1), drawn for (data seed, step, place of the tensor)."""
+    seed = np.random.SeedSequence(at).generate_state(1, np.uint64)[0]
+    drawn = torch.randn(g.shape, generator=torch.Generator().manual_seed(int(seed)))
+    return noise * math.sqrt(float(np.mean(np.square(g.double().numpy())))) * drawn
+
+
+def test_noise_depends_on_seed_step_and_place_alone() -> None:
+    """Whatever the gradient, its dtype or the tensors without one; far from sure at other keys."""
+
+    def drawn(step: int, dtype: torch.dtype = torch.float32, seed: int = 3) -> list[torch.Tensor]:
+        parameters = [torch.nn.Parameter(torch.zeros(400, dtype=dtype)) for _ in range(3)]
+        parameters[1].grad = torch.full((400,), 0.5, dtype=dtype)
+        parameters[2].grad = torch.full((400,), -2.0, dtype=dtype)
+        add_noise(parameters, 0.25, seed, step)
+        assert parameters[0].grad is None
+        return [(p.grad.float() - g) / (0.25 * abs(g))
+                for p, g in zip(parameters[1:], (0.5, -2.0), strict=True)
+                if p.grad is not None]  # fmt: skip
+
+    base = drawn(7)
+    for index, part in enumerate(base, 1):
+        wanted = noisy(torch.ones(400), 1.0, 3, 7, index)
+        torch.testing.assert_close(part, wanted, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(drawn(7, torch.bfloat16)[0], base[0], atol=0.02, rtol=0.02)
+    for other in (drawn(8)[0], drawn(7, seed=4)[0], base[1]):
+        assert abs(float(torch.corrcoef(torch.stack([base[0], other]))[0, 1])) < 0.2
 
 
 @torch.no_grad()

@@ -73,7 +73,8 @@ def test_on_a_cpu_peaks_are_judged_by_their_difference_to_the_baseline(
     assert "less than 500 MB" in notes["galore"]
     assert "grew by 953 MiB more than the count, both over the baseline's" in flags["lion"]
     assert "grew by 954 MiB more" in flags["adamw8bit"].replace("953", "954")
-    view = audit_view(load(tmp_path).runs).set_index("optimizer")["flag"]
+    runs = load(tmp_path).runs
+    view = audit_view(runs, audit(runs)).set_index("optimizer")["flag"]
     assert [text for text in view if text == "agree"] == ["agree"]
     assert view["GaLore"].startswith("state agrees; peak not judged")
 

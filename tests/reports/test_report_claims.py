@@ -329,7 +329,8 @@ def test_claim_files_are_checked(tmp_path: Path) -> None:
     whole = dict.fromkeys([item.name for item in dataclasses.fields(Claim)][:7], "x")
     whole["subjects"] = {"ours": "gefen"}
     path.write_text(yaml.safe_dump(whole))
-    with pytest.raises(ReportError, match="estimator 'x'; known: capacity, lowest_peak, none"):
+    known = "capacity, loss_spikes, lowest_peak, none"
+    with pytest.raises(ReportError, match=f"estimator 'x'; known: {known}"):
         load_claims(tmp_path)
 
 
@@ -409,3 +410,14 @@ def test_two_cells_of_one_seed_are_refused(judge: Callable, loss_cell: Maker) ->
 
 def test_an_empty_list_of_claims_asks_for_none(judge: Callable, loss_cell: Maker) -> None:
     assert judge(pairs(loss_cell, 0.0), claims=[]) == {}
+
+
+def test_a_plan_that_changed_and_what_it_left_out_are_told(
+    judge: Callable, loss_cell: Maker
+) -> None:
+    looks = [{"utc": "2026-01-02T03:04:05+00:00"}, {"utc": "2026-01-03T00:00:00+00:00"}]
+    cells = pairs(loss_cell, 0.05)
+    assert "planned" not in judge(cells, looks=looks[:1])["adamw_loss"].sentence
+    sentence = judge(cells, looks=looks, unlisted_cells=["a"])["adamw_loss"].sentence
+    assert "The study was planned 2 times (2026-01-02 and 2026-01-03)." in sentence
+    assert "1 recorded cell outside its plan not counted." in sentence

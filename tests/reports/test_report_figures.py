@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from harness.store import Record
-from reports.figures import Drawn, draw_all
+from reports.drawn import Drawn
+from reports.figures import draw_all
 from reports.load import load
 from reports.style import looks_by_name, styles
 from reports.tables import aligned, compact, runs_table, summary_table, summary_view
@@ -131,9 +132,15 @@ def test_colours_follow_the_name() -> None:
 
 
 def test_unknown_names_take_free_looks_in_alphabetical_order() -> None:
-    table = {"named": {"a": {"label": "A"}}, "free": [{"color": "x"}, {"color": "y"}]}
+    free = [{"color": "#123456", "marker": "P", "line": "--"}, {"color": "#654321"}]
+    free[1] |= {"marker": "X", "line": ":"}
+    table = {"named": {"a": {"label": "A"}}, "free": free, "labels": {"c": "Cee"}}
     looks = looks_by_name(table, ["d", "c", "a", "b"])
-    assert [looks[name].get("color") for name in "abcd"] == [None, "x", "y", "x"]
+    assert looks["a"] == {"label": "A"}
+    assert looks["b"] == {"label": "b", **free[0]}
+    assert looks["c"] == {"label": "Cee", **free[1]}
+    # Names that outnumber the looks begin again, lighter and with another line.
+    assert looks["d"] == {"label": "d", "color": "#76899d", "marker": "P", "line": "-."}
 
 
 def test_several_rates_become_variants(

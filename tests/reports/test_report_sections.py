@@ -15,7 +15,7 @@ from reports.capacity import capacity
 from reports.figures import draw_all
 from reports.load import load
 from reports.sensitivity import arms, at_best_rates, best_rates, rate_groups, stability_view
-from reports.speed import speed_view
+from reports.speed import ratios, speed_view
 from reports.style import styles
 from reports.text import DASH
 
@@ -125,7 +125,8 @@ def test_capacity_is_the_largest_below_the_smallest_that_failed(
 
 
 def test_what_was_not_recorded_is_a_dash(full_study: Path) -> None:
-    view = speed_view(load(full_study).runs)
+    runs = load(full_study).runs
+    view = speed_view(runs, ratios(runs))
     for name in ("energy J", "model FLOP/step", "optimizer FLOP/step", "kernels s", "fwd+bwd ms"):
         assert set(view[name]) == {DASH}
 

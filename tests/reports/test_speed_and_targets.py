@@ -96,7 +96,7 @@ def test_times_of_different_batches_and_threads_are_not_one_ratio(
     assert sorted(table["micro_batch"]) == [4, 8]
     assert table.set_index("micro_batch")["ratio"][8] == pytest.approx(9.0)
     assert set(table["optimizer"]) == {"gefen"}  # no AdamW ran with 64 threads
-    assert "9" in " ".join(speed_view(data.runs).filter(like="AdamW").iloc[:, 0])
+    assert "9" in " ".join(speed_view(data.runs, table).filter(like="AdamW").iloc[:, 0])
 
 
 def test_targets_are_adamws_last_loss_of_the_same_seed_and_the_given_one(
@@ -131,6 +131,6 @@ def test_targets_are_adamws_last_loss_of_the_same_seed_and_the_given_one(
     assert np.isnan(own["upper"]["gefen"])
     given = table.xs("task.target_loss", level="origin")
     assert given["reached"].to_dict() == {"adamw": 3, "lion": 3, "gefen": 3, "galore": 1}
-    shown = targets_view(data.runs, Curves(data.curves))["tokens over AdamW's"]
+    shown = targets_view(data.runs, targets(data.runs, Curves(data.curves)))["tokens over AdamW's"]
     assert DASH in set(shown)
     assert shown.str.endswith(", 3 pairs").sum() == 3  # gefen at both targets, lion at the given

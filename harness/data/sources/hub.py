@@ -56,25 +56,38 @@ def read(config: DataConfig) -> Splits:
     Raises:
         UserError: the dataset cannot be loaded or has no column `text_column`.
     """
-    loaded = _load(config)
-    names = {"validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
+    found = split_names(load(config))
+    if "validation" not in found or "test" not in found:
+        return split_documents(_documents(found["train"], config))
+    return {split: _documents(found[split], config) for split in ("train", *SPLITS[1:])}
+
+
+def split_names(loaded: dict[str, Any]) -> dict[str, Any]:
+    """The splits of a dataset under our names; without a train split the first one is that."""
+    names = {"validation": ("validation", "valid", "val", "dev")}
     found = {
         split: next((loaded[n] for n in names.get(split, (split,)) if n in loaded), None)
         for split in SPLITS
     }
-    train = found["train"] if found["train"] is not None else next(iter(loaded.values()))
-    if found["validation"] is None or found["test"] is None:
-        return split_documents(_documents(train, config))
-    return {split: _documents(found[split] or train, config) for split in ("train", *SPLITS[1:])}
+    train = next(iter(loaded.values())) if found["train"] is None else found["train"]
+    others = {k: rows for k, rows in found.items() if rows is not None and rows is not train}
+    return {"train": train, **others}
 
 
-def _load(config: DataConfig) -> dict[str, Any]:
+def load(config: DataConfig, builder: str | None = None) -> dict[str, Any]:
+    """The splits of a hub id, local files or a saved dataset; `builder` reads `path` as a folder.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
     import datasets
 
     local = Path(config.path or "")
     streaming = config.max_documents is not None
     try:
-        if (local / "dataset_dict.json").exists() or (local / "state.json").exists():
+        if builder is not None:
+            loaded = datasets.load_dataset(builder, data_dir=str(local), streaming=streaming)
+        elif (local / "dataset_dict.json").exists() or (local / "state.json").exists():
             loaded = datasets.load_from_disk(str(local))
         elif local.is_file():
             loaded = datasets.load_dataset(

@@ -1,0 +1,145 @@
+"""Image sets through `datasets`: a hub id, local dataset files, or a folder CLASS/image.png.
+
+All three go through `load_dataset` and give rows with an image and a label. A folder may hold
+train/, validation/ and test/ with the classes in each.
+"""
+
+import dataclasses
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from harness.data.documents import SPLITS
+from harness.data.images.pixels import Pixels
+from harness.data.sources import hub
+from harness.data.sources.text_files import file_signature
+from harness.errors import UserError
+from harness.schema import DataConfig
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_MODES = {1: "L", 3: "RGB"}
+
+
+def check(config: DataConfig) -> None:
+    """As for texts; size and channels are given.
+
+    Raises:
+        UserError: the path is missing, unreachable or of an unknown kind; a size is.
+    """
+    hub.check(config)
+    _check_form(config)
+
+
+def check_folder(config: DataConfig) -> None:
+    """`path` is a local folder with folders in it.
+
+    Raises:
+        UserError: it is none.
+    """
+    folder = Path(config.path or "")
+    if not config.path or not folder.is_dir():
+        raise UserError(
+            f"data.path={config.path!r} is no folder; data=image_folder needs one with a folder "
+            "for each class (CLASS/image.png)."
+        )
+    if not any(entry.is_dir() for entry in folder.iterdir()):
+        raise UserError(f"data.path={config.path!r} holds no folder; each class needs its own.")
+    _check_form(config)
+
+
+def _check_form(config: DataConfig) -> None:
+    if config.image_size is None or config.image_size < 1:
+        raise UserError(
+            f"data.image_size={config.image_size} is not allowed; it must be a number of pixels, "
+            "that of the model (model.image_size)."
+        )
+    if config.channels not in _MODES:
+        raise UserError(f"data.channels={config.channels} is not allowed; 1 is grey, 3 is colour.")
+
+
+def signature(config: DataConfig) -> object:
+    """As for texts: files with sizes and times, or the id of a set on the hub."""
+    return hub.signature(config)
+
+
+def folder_signature(config: DataConfig) -> object:
+    """Path, size and modification time of every file."""
+    folder = Path(config.path or "")
+    return file_signature(sorted(file for file in folder.rglob("*") if file.is_file()))
+
+
+def read(config: DataConfig) -> Pixels:
+    """The images of a hub id or of local dataset files. UserError where it cannot be loaded."""
+    return _pixels(hub.load(config), config)
+
+
+def read_folder(config: DataConfig) -> Pixels:
+    """The images of a folder. UserError where it cannot be loaded."""
+    return _pixels(hub.load(dataclasses.replace(config, max_documents=None), "imagefolder"), config)
+
+
+def _pixels(loaded: dict[str, Any], config: DataConfig) -> Pixels:
+    """Every row of every split, centre-cropped and scaled to image_size; labels by class name."""
+    named = hub.split_names(loaded)
+    images: list[np.ndarray] = []
+    names: list[str] = []
+    splits: list[int] = []
+    for code, split in enumerate(SPLITS):
+        rows = named.get(split)
+        if rows is None:
+            continue
+        for image, name in _labelled(rows, config):
+            images.append(_scaled(image, config))
+            names.append(name)
+            splits.append(code)
+    if not images:
+        raise UserError(f"data.path={config.path!r} holds no image.")
+    classes = sorted(
+        set(names), key=lambda name: (len(name), name) if name.isdigit() else (0, name)
+    )
+    index = {name: number for number, name in enumerate(classes)}
+    return Pixels(
+        np.stack(images),
+        np.array([index[name] for name in names], dtype=np.int64),
+        np.array(splits, dtype=np.uint8),
+        classes,
+    )
+
+
+def _labelled(rows: Any, config: DataConfig) -> Iterable[tuple["Image", str]]:
+    """Each image with the name of its class."""
+    features = getattr(rows, "features", None) or {}
+    names = getattr(features.get(config.label_column), "names", None)
+    for row in islice(rows, config.max_documents):
+        for key in ("image_column", "label_column"):
+            if getattr(config, key) not in row:
+                raise UserError(
+                    f"data.{key}={getattr(config, key)!r} is not a column of {config.path!r}; "
+                    f"it has: {', '.join(row)}."
+                )
+        image, label = row[config.image_column], row[config.label_column]
+        if not hasattr(image, "convert"):
+            raise UserError(
+                f"data.image_column={config.image_column!r} of {config.path!r} holds "
+                f"{type(image).__name__}, not images."
+            )
+        yield image, str(names[label] if names is not None else label)
+
+
+def _scaled(image: "Image", config: DataConfig) -> np.ndarray:
+    """The largest square at the centre, scaled bilinearly: uint8 (size, size, channels)."""
+    from PIL.Image import Resampling
+
+    assert config.image_size is not None
+    assert config.channels is not None
+    side = min(image.size)
+    left, top = ((length - side) // 2 for length in image.size)
+    square = image.convert(_MODES[config.channels]).crop((left, top, left + side, top + side))
+    size = (config.image_size, config.image_size)
+    scaled = square if square.size == size else square.resize(size, Resampling.BILINEAR)
+    return np.asarray(scaled, dtype=np.uint8).reshape(*size, config.channels)

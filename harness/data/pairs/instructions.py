@@ -1,0 +1,90 @@
+"""Pairs from the rows of a data set: a hub id or local files, through `datasets`."""
+
+from collections.abc import Iterable
+from itertools import islice
+from string import Formatter
+from typing import Any
+
+from harness.data.documents import SPLITS, split_documents
+from harness.data.pairs.pair import Pair, PairSplits
+from harness.data.sources import hub
+from harness.errors import UserError
+from harness.schema import DataConfig
+
+LEAST_PAIRS = 3
+
+
+def check(config: DataConfig) -> None:
+    """As the source hub, and `prompt_template` is a template that names columns.
+
+    Raises:
+        UserError: as `harness.data.sources.hub.check`; a template that names none or is malformed.
+    """
+    hub.check(config)
+    try:
+        names = [name for _, name, _, _ in Formatter().parse(config.prompt_template)]
+    except ValueError as error:
+        raise UserError(
+            f"data.prompt_template={config.prompt_template!r} is no template ({error}); write "
+            "columns in braces, as {instruction}."
+        ) from error
+    if not any(names):
+        raise UserError(
+            f"data.prompt_template={config.prompt_template!r} names no column; write columns in "
+            "braces, as {instruction}."
+        )
+
+
+def read(config: DataConfig) -> PairSplits:
+    """The pairs of each split; data without validation and test is split by content.
+
+    Raises:
+        UserError: it cannot be loaded, lacks a column, or has too few pairs for three splits.
+    """
+    found = hub.split_names(hub.load(config))
+    if set(found) >= set(SPLITS):
+        return {split: _pairs(found[split], config) for split in SPLITS}
+    pairs = _pairs(found["train"], config)
+    by_text = {pair.document.text: pair for pair in pairs}
+    if len(by_text) < LEAST_PAIRS:
+        raise UserError(
+            f"data.path={config.path!r} has {len(by_text)} different pairs; three splits take at "
+            f"least {LEAST_PAIRS}."
+        )
+    splits = split_documents([pair.document for pair in pairs])
+    return {split: [by_text[d.text] for d in splits[split]] for split in SPLITS}
+
+
+def _pairs(rows: Iterable[dict[str, Any]], config: DataConfig) -> list[Pair]:
+    pairs = []
+    for index, row in enumerate(islice(rows, config.max_documents)):
+        prompt, completion = _prompt(row, config), _column(row, config)
+        if prompt.strip() and completion.strip():
+            pairs.append(Pair(f"row {index}", prompt, completion))
+    if not pairs:
+        raise UserError(
+            f"data.path={config.path!r} has no text in {config.completion_column!r} and the "
+            "columns of data.prompt_template."
+        )
+    return pairs
+
+
+def _prompt(row: dict[str, Any], config: DataConfig) -> str:
+    known = {name: "" if value is None else value for name, value in row.items()}
+    try:
+        return config.prompt_template.format_map(known)
+    except (KeyError, AttributeError, IndexError) as error:
+        raise UserError(
+            f"data.prompt_template={config.prompt_template!r} names a column that "
+            f"{config.path!r} does not have; it has: {', '.join(row)}."
+        ) from error
+
+
+def _column(row: dict[str, Any], config: DataConfig) -> str:
+    if config.completion_column not in row:
+        raise UserError(
+            f"data.completion_column={config.completion_column!r} is not a column of "
+            f"{config.path!r}; it has: {', '.join(row)}."
+        )
+    value = row[config.completion_column]
+    return value if isinstance(value, str) else ""

@@ -1,0 +1,138 @@
+"""What the studies of STAM and of all rivals plan: seeds, splits, rates and arms that pair up."""
+
+from collections import Counter, defaultdict
+from functools import cache
+from typing import Any
+
+import hydra
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from harness import app, cells, optimizers, studies
+from harness.errors import UserError
+from harness.groups import configs_dir, load_group
+from harness.schema import RunConfig, StudyConfig, from_dict, validate
+
+Cell = dict[str, Any]
+TUNING_SEED = 100
+
+
+class Winners(dict[str, dict[str, float]]):
+    """A rate for whatever optimizer is asked for."""
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+    def __missing__(self, name: str) -> dict[str, float]:
+        return {"lr": 1e-4 * (1 + sum(name.encode()) % 50)}
+
+
+@pytest.fixture(autouse=True)
+def tuned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Invented rates in the place of configs/tuned, for the model that each file is about."""
+
+    def load(group: str, name: str) -> dict[str, Any]:
+        model = name.removeprefix("tune_rivals_").removeprefix("stam_tune_")
+        return (
+            {"model": model, "winners": Winners()} if group == "tuned" else load_group(group, name)
+        )
+
+    monkeypatch.setattr(studies, "load_group", load)
+
+
+def composed(overrides: list[str]) -> Cell:
+    """The configuration as gefen-bench sees it."""
+    app.register_schema()
+    with hydra.initialize_config_dir(str(configs_dir()), version_base="1.3"):
+        plain: Any = OmegaConf.to_container(hydra.compose("config", overrides), resolve=True)
+    return dict(plain)
+
+
+@cache
+def planned(name: str) -> list[Cell]:
+    """The overrides of each cell, by key; not to be changed."""
+    study = from_dict(StudyConfig, composed([f"study={name}"])["study"])
+    lists = studies.expand(study, study.name, [])
+    return [
+        {key: yaml.safe_load(value) for key, _, value in (text.partition("=") for text in cell)}
+        for cell in lists
+    ]
+
+
+def arms(found: list[Cell]) -> dict[tuple[Any, ...], set[int]]:
+    """Seeds by part, optimizer (or variant) and rate factor."""
+    seeds: dict[tuple[Any, ...], set[int]] = defaultdict(set)
+    for cell in found:
+        name = cell.get("optimizer.variant", cell["optimizer"])
+        seeds[cell["part"], name, cell.get("optimizer.lr_factor", 1)].add(cell["seed"])
+    return seeds
+
+
+STUDIES = {"stam_loss": 15, "stam_rates": 45, "stam_spikes": 42, "rivals": 32, "rivals_extras": 42}
+
+
+@pytest.mark.parametrize(("name", "count"), STUDIES.items())
+def test_every_arm_has_the_same_seeds_that_nothing_was_tuned_on(name: str, count: int) -> None:
+    found = planned(name)
+    assert len(found) == count
+    groups = arms(found)
+    assert len({frozenset(seeds) for seeds in groups.values()}) == 1
+    seeds = next(iter(groups.values()))
+    assert TUNING_SEED not in seeds
+    assert len(seeds) == {"stam_spikes": 7}.get(name, 2 if name.startswith("rivals") else 5)
+    assert {cell["task.eval_split"] for cell in found} == {"test"}
+    assert {cell["threads"] for cell in found} == {1}
+
+
+@pytest.mark.parametrize(
+    "name", ["stam_loss", "stam_rates", "stam_spikes", "stam_state", "stam_tune", "rivals_extras"]
+)
+def test_every_cell_is_a_valid_configuration(name: str) -> None:
+    shapes: dict[tuple[Any, ...], Cell] = {}
+    for cell in planned(name):
+        shapes.setdefault((cell["part"], cell.get("optimizer.variant", cell["optimizer"])), cell)
+    for cell in shapes.values():
+        text = [f"{key}={yaml.safe_dump(value).split()[0]}" for key, value in cell.items()]
+        config = cells.resolve(from_dict(RunConfig, composed([*text, "device=cpu"])))
+        validate(config)
+        if cell["part"] not in ("torchao", "published"):
+            optimizers.check(config.optimizer)
+
+
+def test_rivals_are_every_optimizer_that_runs_without_an_extra() -> None:
+    known = {
+        name for name, entry in optimizers.registry.entries().items() if name != "gefen_ablation"
+    }
+    base, extras = ({cell["optimizer"] for cell in planned(name)} for name in list(STUDIES)[3:])
+    assert extras == known
+    assert base == {name for name in known if "_ao" not in name} - {"gefen_upstream", "gefen_x"}
+    tuned = {cell["optimizer"] for cell in planned("tune_rivals")}
+    rivals = {cell["optimizer"] for cell in planned("rivals") if cell["part"] == "rivals"}
+    assert tuned == rivals
+    rates = {
+        cell["optimizer.variant"]: cell["optimizer.lr"] for cell in planned("rivals_extras")
+    }  # fmt: skip
+    assert rates["gefen_4bit"] == rates["adamw"] == rates["adamw4bit_ao"] != rates["gefen"]
+
+
+def test_the_claims_conditions_are_there() -> None:
+    spikes = planned("stam_spikes")
+    conditions = Counter(
+        (c["part"], c["optimizer.lr_factor"], c.get("task.gradient_noise", 0.0)) for c in spikes
+    )
+    assert set(conditions.values()) == {21}
+    assert {noise > 0 for _, _, noise in conditions} == {True, False}
+    assert min(c["task.grad_clip"] for c in spikes) > 1e6
+    assert {factor for _, _, factor in arms(planned("stam_rates"))} == {1, 2, 4}
+    assert {c["task.target_loss"] for c in planned("stam_loss")} == {6.1}
+    shapes = {(c["model"], c["precision"]) for c in planned("stam_state")}
+    assert {precision for _, precision in shapes} == {"fp32", "bf16_pure"}
+
+
+@pytest.mark.parametrize("value", [-0.5, float("nan"), float("inf")])
+def test_noise_is_a_finite_number_from_zero(value: float) -> None:
+    config = from_dict(RunConfig, composed(["tracker=none"]))
+    config.task.gradient_noise = value
+    with pytest.raises(UserError, match=r"task\.gradient_noise=.* must be a finite number, 0 or"):
+        validate(config)

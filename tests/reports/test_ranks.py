@@ -1,0 +1,68 @@
+"""Cells on several processes: nothing averages over them, and no verdict compares across them."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+from harness.store import Record
+from reports.claim_files import claims_folder, load_claims
+from reports.claim_types import Verdict
+from reports.claims import judge_one
+from reports.load import load
+
+Maker = Callable[..., Record]
+Write = Callable[..., Path]
+
+
+def on_ranks(record: Record, count: int, strategy: str) -> Record:
+    """The record of the same cell on `count` processes."""
+    launch = {"nproc": count, "strategy": strategy, "resume_from": None}
+    config = {**record.config, "launch": launch}
+    return dataclasses.replace(record, id=f"{record.id}-{count}{strategy}", config=config)
+
+
+Sizes = dict[str, tuple[int, str, int]]
+
+
+def capacity(folder: Path, sizes: Sizes, make: Maker, write: Write) -> Verdict:
+    """The claim bigger_microbatch on searches: largest micro-batch, strategy and ranks by name."""
+    records = []
+    for optimizer, (largest, strategy, count) in sizes.items():
+        for value in (1, largest, largest + 1):
+            status = "done" if value <= largest else "oom"
+            salt = f"{value} {strategy}"
+            record = make(optimizer, micro_batch=value, salt=salt, status=status)
+            record.config["task"]["memory_cap_gib"] = 1.5
+            record.metrics["tokens_per_second"] = 100.0 * value
+            records.append(on_ranks(record, count, strategy))
+    claim = load_claims(claims_folder())["bigger_microbatch"]
+    return judge_one(claim, "ours", load(write(folder, records)))
+
+
+def test_ranks_are_a_condition_of_their_own(
+    tmp_path: Path, loss_cell: Maker, write_study: Write
+) -> None:
+    alone = [loss_cell("adamw", seed) for seed in range(3)]
+    several = [on_ranks(record, *how) for record in alone for how in ((2, "ddp"), (2, "fsdp"))]
+    runs = load(write_study(tmp_path, [*alone, *several])).runs
+    assert set(runs["ranks"]) == {"1", "2 x ddp", "2 x fsdp"}
+    names = runs.groupby("ranks")["variant"].unique()
+    assert len({name for (name,) in names}) == 3
+    assert "2 x fsdp" in names["2 x fsdp"][0]
+    # Two ranks read twice as many sequences a step.
+    assert "batch 4" in names["1"][0]
+    assert "batch 8" in names["2 x ddp"][0]
+
+
+def test_a_capacity_is_compared_on_the_same_ranks(
+    tmp_path: Path, memory_cell: Maker, write_study: Write
+) -> None:
+    sizes = {"gefen": (7, "fsdp", 2), "adamw": (3, "fsdp", 2)}
+    found = capacity(tmp_path / "same", sizes, memory_cell, write_study)
+    assert found.verdict == "reproduced"
+    assert found.estimate == 7 / 3
+    assert "2 x fsdp" in found.sentence
+    sizes["adamw"] = (3, "ddp", 2)
+    found = capacity(tmp_path / "other", sizes, memory_cell, write_study)
+    assert found.verdict == "not tested"
+    assert "ranks 2 x fsdp against 2 x ddp" in found.sentence
