@@ -27,7 +27,7 @@ from reports.sensitivity_figures import sensitivity
 from reports.speed import LEAST
 from reports.text import plural
 from reports.time_figures import ratio_table, step_ratio, step_time
-from reports.values import capped
+from reports.values import capped, setting
 
 
 def draw_all(
@@ -171,6 +171,8 @@ def loss_drawings(runs: pd.DataFrame, curves: Curves, margin: float, baseline: s
                 "and AdamW's own are shown. Losses above those after the first fifth are cut off."
             )
             caption += " Time excludes evaluation and logging." if x != "tokens" else ""
+            if setting(shown, "task", "final_eval_tokens").notna().any():
+                caption += " Verdicts and tables rest on a last evaluation over more tokens."
             draw = partial(loss_curves, runs, curves, x)
             found.append(Drawn("loss", name, title, caption, draw, ids(shown)))
     pairs = paired_groups(shown, baseline)

@@ -103,18 +103,16 @@ def test_help_and_the_job_work_from_another_folder(tmp_path: Path) -> None:
 
 def test_a_sweep_runs_keeps_and_goes_on(text_folder: Path, tmp_path: Path) -> None:
     data = [f"data.path={text_folder}", f"cache={tmp_path / 'cache'}", f"root={tmp_path / 'runs'}"]
-    sweep = ["-m", "optimizer=adamw,gefen", "seed=0,1", *TINY, *data]
-    plan = bench(*sweep, "launch.dry_run=true")
-    assert "4 cells, 4 to run: " in plan.stdout, plan.stderr
+    sweep = ["-m", "optimizer=adamw,gefen", *TINY, *data]
     first = bench(*sweep)
     assert first.returncode == 0, first.stderr
-    assert "4 cells: 4 done." in first.stderr
+    assert "2 cells: 2 done." in first.stderr
     study, records = store.load_study(tmp_path / "runs" / "adhoc")
-    assert [cell["label"].split("/")[1] for cell in study["cells"]] == ["adamw"] * 2 + ["gefen"] * 2
+    assert [cell["label"].split("/")[1] for cell in study["cells"]] == ["adamw", "gefen"]
     assert {record.status for record in records} == {"done"}
     again = bench(*sweep)
-    assert again.stderr.count("(kept)") == 4
-    assert [r.attempt for r in store.load_study(tmp_path / "runs" / "adhoc")[1]] == [1] * 4
+    assert again.stderr.count("(kept)") == 2
+    assert [r.attempt for r in store.load_study(tmp_path / "runs" / "adhoc")[1]] == [1] * 2
 
 
 def test_joblib_runs_a_sweep_side_by_side(text_folder: Path, tmp_path: Path) -> None:
@@ -158,16 +156,9 @@ def test_ctrl_c_leaves_an_interrupted_record(text_folder: Path, tmp_path: Path) 
     assert record["status"] == "interrupted"
 
 
-def test_every_study_plans_cells_that_validate(tmp_path: Path) -> None:
-    """Not convergence, whose rates for the Llama shape a tuning run must write first."""
-    counts = {
-        "reproduce": 9,
-        "tune": 30,
-        "memory": 54,
-        "capacity": 9,
-        "sensitivity": 48,
-    }
-    for name, count in counts.items():
+def test_a_dry_run_lists_the_cells_of_a_study(tmp_path: Path) -> None:
+    """A list of cells and a search; that all studies plan valid cells is tested in one process."""
+    for name, count in {"reproduce": 9, "capacity": 9}.items():
         answer = bench(f"study={name}", "--dry-run", f"root={tmp_path / 'runs'}")
         assert answer.returncode == 0, answer.stderr
         lines = answer.stdout.strip().splitlines()

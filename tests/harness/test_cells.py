@@ -163,12 +163,9 @@ def run_in_background(config: RunConfig) -> "subprocess.Popen[bytes]":
     return process
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "gefen"])
-def test_a_killed_run_goes_on_bit_for_bit(
-    make_run: MakeRun, tmp_path: Path, optimizer: str
-) -> None:
+def test_a_killed_run_goes_on_bit_for_bit(make_run: MakeRun, tmp_path: Path) -> None:
     task = {"steps": 120, "eval_every_steps": 40, "checkpoint_every_steps": 10}
-    killed = make_run(optimizer, task=task)
+    killed = make_run("gefen", task=task)  # its state is the harder one to bring back
     whole = dataclasses.replace(killed, root=str(tmp_path / "whole"))
     (cell,) = cells.plan([killed], progress=False)
     process = run_in_background(killed)

@@ -101,24 +101,24 @@ def works_on(process: psutil.Process, study: Path) -> bool:
 
 @pytest.fixture(scope="session")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
-    """The study of times alone on the machine, then the two others, a core each.
+    """The study of times on one core, the two others one after the other on a second.
 
     The study of losses is killed and started again.
     """
     root = tmp_path_factory.mktemp("planted")
     loss = root / "planted_loss"
-    started = [start("planted_time", root)]
+    started = [start("planted_time", root), start("planted_loss", root)]
     try:
-        finish(started[0])
-        started += [start("planted_loss", root), start("planted_bytes", root)]
         killed = kill_in_training(started[1], loss, after=2)
         kept, orphans = records(loss), survivors(loss)
         started.append(start("planted_loss", root))
-        finish(started[2])
+        resumed = finish(started[2])
+        started.append(start("planted_bytes", root))
+        finish(started[3])
         job = store.read_json(store.cell_dir(loss, killed) / "job.json")
         elsewhere = replace(job_config(job), root=str(root / "elsewhere"))
         reference = run_cell(elsewhere, progress=False)
-        resumed = finish(started[3])
+        finish(started[0])
     finally:
         for process in started:
             if process.poll() is None:
