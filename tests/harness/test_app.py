@@ -104,27 +104,17 @@ def test_help_and_the_job_work_from_another_folder(tmp_path: Path) -> None:
 def test_a_sweep_runs_keeps_and_goes_on(text_folder: Path, tmp_path: Path) -> None:
     data = [f"data.path={text_folder}", f"cache={tmp_path / 'cache'}", f"root={tmp_path / 'runs'}"]
     sweep = ["-m", "optimizer=adamw,gefen", *TINY, *data]
-    first = bench(*sweep)
+    first = bench(*sweep, "hydra/launcher=joblib")  # side by side; kept by a run without it too
     assert first.returncode == 0, first.stderr
     assert "2 cells: 2 done." in first.stderr
     study, records = store.load_study(tmp_path / "runs" / "adhoc")
     assert [cell["label"].split("/")[1] for cell in study["cells"]] == ["adamw", "gefen"]
     assert {record.status for record in records} == {"done"}
+    assert "launcher" not in study["command"]  # it changes no result
+    assert not list((tmp_path / "runs" / "adhoc" / "dispatch").iterdir())
     again = bench(*sweep)
     assert again.stderr.count("(kept)") == 2
     assert [r.attempt for r in store.load_study(tmp_path / "runs" / "adhoc")[1]] == [1] * 2
-
-
-def test_joblib_runs_a_sweep_side_by_side(text_folder: Path, tmp_path: Path) -> None:
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs the extra `sweeps`")
-    data = [f"data.path={text_folder}", f"cache={tmp_path / 'cache'}", f"root={tmp_path / 'runs'}"]
-    answer = bench("-m", "seed=0,1", *TINY, *data, "hydra/launcher=joblib")
-    assert answer.returncode == 0, answer.stderr
-    assert "2 cells: 2 done." in answer.stderr
-    study, records = store.load_study(tmp_path / "runs" / "adhoc")
-    assert [(record.status, record.attempt) for record in records] == [("done", 1)] * 2
-    assert "launcher" not in study["command"]  # it changes no result
-    assert not list((tmp_path / "runs" / "adhoc" / "dispatch").iterdir())
 
 
 def test_a_failed_cell_is_told_by_the_exit_code(text_folder: Path, tmp_path: Path) -> None:
