@@ -221,7 +221,7 @@ def summary_line(record: store.Record) -> str:
     metrics = record.metrics
     parts = [record.status]
     if record.error:
-        parts.append(record.error)
+        parts.append(record.error.rstrip("."))
     if metrics.get("state_bytes_per_parameter") is not None:
         parts.append(f"state {metrics['state_bytes_per_parameter']:.3f} B/param")
     if metrics.get("step_median_seconds") is not None:

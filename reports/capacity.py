@@ -20,7 +20,7 @@ KEYS = {
 }
 FIXED = ["part", "model", "seq_len", "micro_batch", "precision", "cap"]
 COLUMNS = [
-    *("key", *FIXED, "variant", "optimizer", "largest", "smallest_oom", "label"),
+    *("key", *FIXED, "variant", "optimizer", "largest", "smallest_oom", "unbounded", "label"),
     *("tokens_per_second", "probes", "others", "cells"),
 ]
 
@@ -51,8 +51,9 @@ def key_of(cells: pd.DataFrame) -> str | None:
 def capacity(runs: pd.DataFrame) -> pd.DataFrame:
     """A row a condition, cap and variant: the largest value that trained below the smallest oom.
 
-    `largest` is nan where no probe fitted, `smallest_oom` where none ran out of memory (the
-    capacity is then at least `largest`). Columns that the search varies hold None.
+    `largest` is nan where no probe fitted. `unbounded`: no probe ran out of memory, so the capacity
+    is at least `largest`; `smallest_oom` is nan then, and where a model that ran out of memory did
+    so before its size was counted. Columns that the search varies hold None.
     """
     found: list[dict[str, Any]] = []
     for _, part in probes(runs).groupby("part", sort=False):
@@ -126,6 +127,7 @@ def largest_of(cells: pd.DataFrame, key: str) -> dict[str, Any]:
     return {
         "largest": float(found.largest) if found.best else np.nan,
         "smallest_oom": np.nan if math.isinf(found.limit) else float(found.limit),
+        "unbounded": not (cells["status"] == "oom").any(),
         "label": str(found.best["model"]) if found.best else "",
         "tokens_per_second": found.tokens_per_second,
         "probes": len(cells),
@@ -149,7 +151,7 @@ def answer(row: dict[Any, Any]) -> str:
     text = value_text(row, "largest")
     if row["key"] == "parameters" and row["label"]:
         text += f" ({row['label']})"
-    return text if not np.isnan(row["smallest_oom"]) else f"at least {text}"
+    return f"at least {text}" if row["unbounded"] else text
 
 
 def capacity_view(
