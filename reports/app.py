@@ -58,10 +58,8 @@ def report_main(arguments: list[str] | None = None) -> int:
         claims = load_claims(options.claims)
         data = load(options.study)
         verdicts = evaluate(data, claims)
-        table = runs_table(data.runs)
-        summary = summary_table(table[~capped(data.runs)])
         folder = options.output or options.study / "report"
-        page = write(data, verdicts, claims, table, summary, folder)
+        page, summary = write(data, verdicts, claims, folder)
     except ReportError as error:
         return complain(parser.prog, str(error))
     except OSError as error:
@@ -99,15 +97,15 @@ def write(
     data: StudyData,
     verdicts: list[Verdict],
     claims: dict[str, Claim],
-    table: pd.DataFrame,
-    summary: pd.DataFrame,
     folder: Path,
-) -> Path:
-    """Write every file of the report; returns the path of the page."""
+) -> tuple[Path, pd.DataFrame]:
+    """Write every file of the report; returns the path of the page and the table of variants."""
     folder.mkdir(parents=True, exist_ok=True)
     curves = Curves(data.curves)
     drawings = draw_all(data, margin_of(claims, verdicts), curves=curves)
     with saving(drawings, folder):
+        table = runs_table(data.runs)
+        summary = summary_table(table[~capped(data.runs)])
         tables = raw_tables(data, curves, table, summary, verdicts)
         listed = sections(data, curves, drawings, tables)
     for name, frame in tables.items():
@@ -117,7 +115,7 @@ def write(
     (folder / "summary.md").write_text(text, encoding="utf-8")
     page = folder / "index.html"
     page.write_text(render(data, verdicts, claims, listed, folder), encoding="utf-8")
-    return page
+    return page, summary
 
 
 def margin_of(claims: dict[str, Claim], verdicts: list[Verdict]) -> float:

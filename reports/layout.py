@@ -30,6 +30,7 @@ def narrow() -> Iterator[None]:
         "axes.titlesize": TEXT,
         "axes.titleweight": "bold",
         "axes.titlepad": 4.0,
+        "axes.titley": 1.0,  # else matplotlib measures all texts around an axes to place its title
         "axes.labelsize": TEXT,
         "axes.labelpad": 2.0,
         "axes.edgecolor": INK,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 
 from harness import store
 
@@ -72,14 +73,22 @@ def load(folder: Path) -> StudyData:
         rows = [row_of(record.to_dict()) for record in records]
     except (KeyError, TypeError, AttributeError) as error:
         raise ReportError(f"{folder} has a record without an expected key: {error}.") from error
-    runs = pd.DataFrame(rows)
+    runs = plain_text(pd.DataFrame(rows))
     runs["variant"] = variants(runs)
-    curves = pd.concat(
-        [curve_of(folder / "cells" / str(cell)) for cell in runs["id"]], ignore_index=True
-    )
+    curves = curves_of([folder / "cells" / str(cell) for cell in runs["id"]])
     known = set(runs["id"])
     pending = [cell for cell in study.get("cells", []) if cell.get("id") not in known]
     return StudyData(folder, study, runs, curves, pending)
+
+
+def plain_text(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with its text as Python strings.
+
+    A report cuts small tables into many smaller ones; columns of Arrow text, made for long tables,
+    take a tenth of its time there.
+    """
+    texts = table.select_dtypes("str").columns
+    return table.astype(dict.fromkeys(texts, "object"))
 
 
 def row_of(record: dict[str, Any]) -> dict[str, Any]:
@@ -204,14 +213,21 @@ def differing(configs: list[dict[str, Any]], ignore: tuple[str, ...] = ()) -> di
     return found
 
 
-def curve_of(cell: Path) -> pd.DataFrame:
-    """The curve of one cell with its id; no rows when the cell wrote none."""
+def curves_of(cells: list[Path]) -> pd.DataFrame:
+    """The curves of these cells below one another, with their ids; a cell may have none."""
+    tables = [curve_of(cell) for cell in cells]
+    curves: pd.DataFrame = pa.concat_tables(tables).to_pandas()
+    rows = [table.num_rows for table in tables]
+    curves.insert(0, "id", pd.Series([cell.name for cell in cells]).repeat(rows).to_numpy())
+    return curves
+
+
+def curve_of(cell: Path) -> pa.Table:
+    """The curve of one cell; no rows when the cell wrote none."""
     try:
-        curve = store.read_curve(cell)
+        return store.read_curve_table(cell)
     except Exception as error:
         raise ReportError(f"The curve of {cell} cannot be read: {one_line(error)}") from error
-    curve.insert(0, "id", cell.name)
-    return curve
 
 
 def each(frame: pd.DataFrame) -> Iterable[Any]:

@@ -28,6 +28,7 @@ class Curves:
             name: chosen.pivot(index="step", columns="id", values=name)
             for name in ("value", "tokens", "train_seconds")
         }
+        self._ones: dict[tuple[str, str], pd.Series] = {}
 
     def of(self, ids: pd.Series, column: str = "value") -> pd.DataFrame:
         """`column` with cells as columns; rows are the steps that every one of them reached."""
@@ -35,7 +36,10 @@ class Curves:
 
     def one(self, cell: str, column: str = "value") -> pd.Series:
         """`column` of one cell by step."""
-        return self.tables[column][cell].dropna()
+        key = (cell, column)
+        if key not in self._ones:
+            self._ones[key] = self.tables[column][cell].dropna()
+        return self._ones[key]
 
 
 def trained(runs: pd.DataFrame, curves: Curves) -> pd.DataFrame:

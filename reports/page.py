@@ -70,7 +70,8 @@ def save(drawings: Sequence[Drawn], folder: Path) -> None:
     """Write figures as PNG and SVG."""
     for drawn in drawings:
         # Sharp at half a page and on dense screens.
-        drawn.figure.savefig(folder / f"{drawn.name}.png", dpi=DPI)
+        quick = {"compress_level": 3}  # a third less time for a twentieth more bytes
+        drawn.figure.savefig(folder / f"{drawn.name}.png", dpi=DPI, pil_kwargs=quick)
         with narrow():
             drawn.figure.savefig(folder / f"{drawn.name}.svg", metadata={"Date": None})
 

@@ -84,7 +84,7 @@ def ratio(mine: Sides, other: Sides) -> dict[str, Any]:
         why = "several cells have the same seeds"
     else:
         turns = [a | {f"{key}_base": b[key] for key in ("id", *CLOCK)} for a, b in pairs]
-        why = not_in_turns(pd.DataFrame(turns))
+        why = not_in_turns(turns)
     return {
         "ratio": stat.estimate,
         "lower": float("nan") if why else stat.lower,

@@ -141,7 +141,7 @@ def judge_turns(
         sentence = f"At {scope} no turn has both times."
         return respond("not tested", " ".join([sentence, *notes]))
     cells = tuple(dict.fromkeys([*turns["id"], *turns["id_base"]]))
-    mixed = not_in_turns(turns)
+    mixed = not_in_turns(turns.to_dict("records"))
     if mixed:
         sentence = f"At {scope} the processes did not take turns, so a load of the machine could"
         return respond("not tested", f"{sentence} count for one side: {mixed}.", cells=cells)

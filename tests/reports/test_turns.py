@@ -1,8 +1,8 @@
 """Turns of two processes from the times at which they started and finished."""
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
-import pandas as pd
 import pytest
 
 from reports.turns import not_in_turns
@@ -10,7 +10,7 @@ from reports.turns import not_in_turns
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def turns(places: list[tuple[float, float]], lasts: float = 50.0) -> pd.DataFrame:
+def turns(places: list[tuple[float, float]], lasts: float = 50.0) -> list[dict[str, Any]]:
     """One turn for each pair of starts in seconds (subject, baseline); each process `lasts`."""
 
     def at(seconds: float) -> str:
@@ -21,7 +21,7 @@ def turns(places: list[tuple[float, float]], lasts: float = 50.0) -> pd.DataFram
         row = {"id": f"a{number}", "started_utc": at(mine), "finished_utc": at(mine + lasts)}
         row |= {"started_utc_base": at(base), "finished_utc_base": at(base + lasts)}
         rows.append(row)
-    return pd.DataFrame(rows)
+    return rows
 
 
 IN_TURNS = [(0, 60), (180, 120), (240, 300), (420, 360)]
@@ -49,6 +49,15 @@ def test_what_is_no_turn_is_refused(places: list[tuple[float, float]], words: st
 
 
 def test_what_has_no_times_is_taken_at_its_word() -> None:
-    inside = turns(IN_TURNS).assign(id="/conditions/0/runs/0/candidates/gefen")
-    assert not_in_turns(inside.assign(started_utc=None, started_utc_base=None)) == ""
-    assert not_in_turns(turns(IN_TURNS).drop(columns=["finished_utc", "finished_utc_base"])) == ""
+    overlapping = turns([(0, 120), (60, 180)])
+    assert not_in_turns(overlapping)
+    inside = [turn | {"id": "/conditions/0/runs/0/candidates/gefen"} for turn in overlapping]
+    assert not_in_turns(inside) == ""
+    assert not_in_turns([turn | {"started_utc": None} for turn in overlapping]) == ""
+    assert not_in_turns([turn | {"started_utc_base": float("nan")} for turn in overlapping]) == ""
+
+
+def test_a_process_without_an_end_is_taken_to_end_at_its_start() -> None:
+    ends = ("finished_utc", "finished_utc_base")
+    endless = [{k: v for k, v in turn.items() if k not in ends} for turn in turns(IN_TURNS)]
+    assert not_in_turns(endless) == ""
