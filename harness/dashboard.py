@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness import dashboard_spec, dashboard_sync, dashboard_workspace
-from harness.errors import UserError
+from harness.errors import UserError, exit_code
 from harness.groups import load_group
 from harness.trackers.access import import_wandb, wandb_problem
 
@@ -89,13 +89,7 @@ def _sync(study: Path) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `gefen-dashboard`."""
     options = parse(arguments)
-    try:
-        return run(options)
-    except UserError as error:
-        print(f"gefen-dashboard: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    return exit_code("gefen-dashboard", lambda: run(options))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from harness import provenance
-from harness.errors import UserError
+from harness.errors import UserError, exit_code
 from harness.gpu.common import (
     Deadline,
     PartResult,
@@ -126,11 +126,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"gpu_check: --data {options.data} does not exist.", file=sys.stderr)
         return 2
     parts = PARTS if options.part == "all" else (options.part,)
-    try:
+
+    def answer() -> int:
         return 0 if check(parts, options.part, options.output, options.data) else 1
-    except UserError as error:
-        print(f"gpu_check: {error}", file=sys.stderr)
-        return 2
+
+    return exit_code("gpu_check", answer)
 
 
 if __name__ == "__main__":

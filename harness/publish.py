@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from harness import store
-from harness.errors import UserError
+from harness.errors import UserError, exit_code
 
 
 def publish(study_dir: Path, results: Path) -> Path:
@@ -47,18 +47,19 @@ def publish(study_dir: Path, results: Path) -> Path:
     return target
 
 
-def main() -> None:
+def main() -> int:
     """Print where the copy is; a mistake is one sentence, exit code 2."""
     parser = argparse.ArgumentParser(prog="python -m harness.publish", description=__doc__)
     parser.add_argument("study", type=Path, help="folder of the finished study")
     parser.add_argument("--results", type=Path, default=Path("results"), help="default: results")
     arguments = parser.parse_args()
-    try:
+
+    def answer() -> int:
         print(f"Published: {publish(arguments.study, arguments.results)}")
-    except UserError as error:
-        print(f"harness.publish: {error}", file=sys.stderr)
-        sys.exit(2)
+        return 0
+
+    return exit_code("harness.publish", answer)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

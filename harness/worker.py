@@ -96,8 +96,8 @@ def _mirror(tracker: Tracker, record: store.Record) -> None:
 
 
 def _run_info(config: RunConfig, job: dict[str, Any], directory: Path) -> RunInfo:
-    """How the run shows on a dashboard ."""
-    kind = {"memory": "memory"}.get(config.task.kind, "train")
+    """How the run shows on a dashboard."""
+    kind = "memory" if config.task.kind == "memory" else "train"
     tags = [
         config.optimizer.variant or config.optimizer.name,
         config.model.name,

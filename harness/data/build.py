@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from harness.data.corpus import FORMAT, Corpus, load_corpus
 from harness.data.documents import SPLITS, Document, Splits, text_hash
-from harness.data.once import build_once
+from harness.data.once import META, build_once
 from harness.data.overlap import remove_shared, shared_share
 from harness.data.sources import find_source
 from harness.data.tokenizers import Encoder, check_tokenizer, describe_tokenizer, make_encoder
@@ -71,12 +71,12 @@ def prepare(config: DataConfig, cache: Path, progress: bool = False) -> Corpus:
 def _prepared(config: DataConfig) -> bool:
     folder = Path(config.path or "")
     return bool(config.path) and all(
-        (folder / name).is_file() for name in ("meta.json", "train.npy")
+        (folder / name).is_file() for name in (META, "train.npy")
     )
 
 
 def _in_cache(config: DataConfig, cache: Path) -> bool:
-    return (cache / _key(config) / "meta.json").exists()
+    return (cache / _key(config) / META).exists()
 
 
 def _key(config: DataConfig) -> str:
@@ -134,17 +134,30 @@ def _write(
         if split != "train":
             counts[split]["windows_shared_with_train"] = shared_share(documents, splits["train"])
     encoder.save(directory)
+    packages = find_source(config.source).packages(config)
+    write_meta(directory, config, splits, encoder, counts, packages)
+
+
+def write_meta(
+    directory: Path,
+    config: DataConfig,
+    hashed: Splits,
+    encoder: Encoder,
+    counts: dict[str, Any],
+    packages: dict[str, str],
+) -> None:
+    """What a prepared corpus is: the hash of its text, its tokenizer, sizes, sources, settings."""
     meta = {
         "format": FORMAT,
-        "hash": text_hash(splits, describe_tokenizer(config)),
+        "hash": text_hash(hashed, describe_tokenizer(config)),
         "tokenizer": config.tokenizer,
         "vocab_size": encoder.vocab_size,
         "end_of_text": encoder.end_of_text,
         "splits": counts,
-        "packages": find_source(config.source).packages(config),
+        "packages": packages,
         "config": dataclasses.asdict(config),
     }
-    (directory / "meta.json").write_text(json.dumps(meta, indent=1, sort_keys=True) + "\n")
+    (directory / META).write_text(json.dumps(meta, indent=1, sort_keys=True) + "\n")
 
 
 def _encode(

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.errors import UserError
+from harness.errors import UserError, exit_code
 from harness.planner import config as settings
 
 EPILOG = """\
@@ -135,16 +135,7 @@ def _print(options: argparse.Namespace, answer: Any, text: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `gefen-plan`."""
     options = parse(arguments)
-    try:
-        return run(options)
-    except UserError as error:
-        print(f"gefen-plan: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:  # `gefen-plan ... | head`
-        sys.stderr.close()
-        return 0
+    return exit_code("gefen-plan", lambda: run(options))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from harness.errors import UserError
+from harness.errors import UserError, exit_code
 from harness.published.packages import (
     LIBRARIES,
     PACKAGES,
@@ -52,16 +52,15 @@ def fetch(name: str, version: str) -> Path:
 
 def main(arguments: list[str]) -> int:
     """Fetch the named package, or the first version of each; exits 0, or 2 for a mistake."""
-    try:
-        if arguments and arguments[0] not in PACKAGES:
-            raise UserError(f"{arguments[0]} is unknown; allowed: {', '.join(PACKAGES)}.")
-        names = arguments[:1] or list(PACKAGES)
-        for name in names:
-            version = arguments[1] if len(arguments) > 1 else PACKAGES[name].versions[0]
-            print(fetch(name, version))
-    except UserError as error:
-        print(f"harness.published: {error}", file=sys.stderr)
-        return 2
+    return exit_code("harness.published", lambda: _fetch_all(arguments))
+
+
+def _fetch_all(arguments: list[str]) -> int:
+    if arguments and arguments[0] not in PACKAGES:
+        raise UserError(f"{arguments[0]} is unknown; allowed: {', '.join(PACKAGES)}.")
+    for name in arguments[:1] or PACKAGES:
+        version = arguments[1] if len(arguments) > 1 else PACKAGES[name].versions[0]
+        print(fetch(name, version))
     return 0
 
 

@@ -3,40 +3,16 @@
 from collections import Counter
 from typing import Any
 
-import hydra
 import pytest
 import yaml
-from omegaconf import OmegaConf
 
-from harness import app, cells, optimizers, studies
-from harness.groups import configs_dir, load_group
-from harness.schema import RunConfig, StudyConfig, from_dict
+from harness import optimizers, studies
+from harness.groups import load_group
+
+from .study_cells import Cell, planned, resolved
 
 FRESH_SEEDS = {10, 11, 12, 13, 14}
 TUNING_SEEDS = {100}
-Cell = dict[str, Any]
-
-
-def composed(overrides: list[str]) -> dict[str, Any]:
-    """The configuration as gefen-bench sees it."""
-    app.register_schema()
-    with hydra.initialize_config_dir(str(configs_dir()), version_base="1.3"):
-        plain: Any = OmegaConf.to_container(hydra.compose("config", overrides), resolve=True)
-    return dict(plain)
-
-
-def planned(name: str) -> list[Cell]:
-    """The overrides of each cell of a study, by key."""
-    study = from_dict(StudyConfig, composed([f"study={name}"])["study"])
-    assert study.name == name
-    lists = studies.expand(study, name, [])
-    return [{key: value for key, value in map(split, overrides)} for overrides in lists]
-
-
-def split(override: str) -> tuple[str, Any]:
-    """Key and value of an override."""
-    key, _, value = override.partition("=")
-    return key, yaml.safe_load(value)
 
 
 def options(cell: Cell) -> dict[str, Any]:
@@ -79,8 +55,7 @@ def test_the_screen_names_each_form_and_judges_on_validation() -> None:
 def test_every_variant_of_the_screen_is_a_valid_configuration() -> None:
     found = {cell["optimizer.variant"]: cell for cell in planned("gefen_screen")}
     for name, cell in found.items():
-        overrides = [f"{key}={yaml.safe_dump(value).split()[0]}" for key, value in cell.items()]
-        config = cells.resolve(from_dict(RunConfig, composed([*overrides, "device=cpu"])))
+        config = resolved(cell)
         optimizers.check(config.optimizer)
         assert config.optimizer.variant == name
         assert options(cell).items() <= config.optimizer.options.items()

@@ -4,18 +4,18 @@ from collections import Counter, defaultdict
 from functools import cache
 from typing import Any
 
-import hydra
 import pytest
-import yaml
-from omegaconf import OmegaConf
 
-from harness import app, cells, optimizers, studies
+from harness import optimizers, studies
 from harness.errors import UserError
-from harness.groups import configs_dir, load_group
-from harness.schema import RunConfig, StudyConfig, from_dict, validate
+from harness.groups import load_group
+from harness.schema import RunConfig, from_dict, validate
 
-Cell = dict[str, Any]
+from . import study_cells
+from .study_cells import Cell, composed, resolved
+
 TUNING_SEED = 100
+planned = cache(study_cells.planned)  # its cells are not to be changed
 
 
 class Winners(dict[str, dict[str, float]]):
@@ -39,25 +39,6 @@ def tuned(monkeypatch: pytest.MonkeyPatch) -> None:
         )
 
     monkeypatch.setattr(studies, "load_group", load)
-
-
-def composed(overrides: list[str]) -> Cell:
-    """The configuration as gefen-bench sees it."""
-    app.register_schema()
-    with hydra.initialize_config_dir(str(configs_dir()), version_base="1.3"):
-        plain: Any = OmegaConf.to_container(hydra.compose("config", overrides), resolve=True)
-    return dict(plain)
-
-
-@cache
-def planned(name: str) -> list[Cell]:
-    """The overrides of each cell, by key; not to be changed."""
-    study = from_dict(StudyConfig, composed([f"study={name}"])["study"])
-    lists = studies.expand(study, study.name, [])
-    return [
-        {key: yaml.safe_load(value) for key, _, value in (text.partition("=") for text in cell)}
-        for cell in lists
-    ]
 
 
 def arms(found: list[Cell]) -> dict[tuple[Any, ...], set[int]]:
@@ -91,7 +72,7 @@ COUNTS |= {"rivals_extras": 42}
 
 
 @pytest.mark.parametrize(("name", "count"), COUNTS.items())
-def test_every_cell_is_a_valid_configuration(name: str, count: int) -> None:
+def test_cells_of_every_part_are_valid_configurations(name: str, count: int) -> None:
     assert len(planned(name)) == count
     shapes: dict[tuple[Any, ...], Cell] = {}
     for cell in planned(name):
@@ -99,8 +80,7 @@ def test_every_cell_is_a_valid_configuration(name: str, count: int) -> None:
         options = tuple(key for key in cell if key.startswith("++"))
         shapes.setdefault((cell["part"], options, cell["task"]), cell)
     for cell in shapes.values():
-        text = [f"{key}={yaml.safe_dump(value).split()[0]}" for key, value in cell.items()]
-        config = cells.resolve(from_dict(RunConfig, composed([*text, "device=cpu"])))
+        config = resolved(cell)
         validate(config)
         if cell["part"] not in ("torchao", "published"):
             optimizers.check(config.optimizer)

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from harness.data.build import write_meta
 from harness.data.corpus import FORMAT
-from harness.data.documents import SPLITS, Document, text_hash
+from harness.data.documents import SPLITS, Document
 from harness.data.once import META, build_once
 from harness.data.overlap import shared_share
 from harness.data.pairs import docstrings, instructions
@@ -105,17 +106,7 @@ def _build(config: DataConfig, folder: Path) -> None:
             counts[split]["windows_shared_with_train"] = share
     encoder.save(folder)
     hashed = {split: [_marked(pair) for pair in splits[split]] for split in SPLITS}
-    meta = {
-        "format": FORMAT,
-        "hash": text_hash(hashed, describe_tokenizer(config)),
-        "tokenizer": config.tokenizer,
-        "vocab_size": encoder.vocab_size,
-        "end_of_text": encoder.end_of_text,
-        "splits": counts,
-        "packages": SOURCES[config.source].packages(config),
-        "config": dataclasses.asdict(config),
-    }
-    (folder / META).write_text(json.dumps(meta, indent=1, sort_keys=True) + "\n")
+    write_meta(folder, config, hashed, encoder, counts, SOURCES[config.source].packages(config))
 
 
 def _content_order(pairs: Sequence[Pair]) -> list[Pair]:
