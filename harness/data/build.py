@@ -70,9 +70,7 @@ def prepare(config: DataConfig, cache: Path, progress: bool = False) -> Corpus:
 
 def _prepared(config: DataConfig) -> bool:
     folder = Path(config.path or "")
-    return bool(config.path) and all(
-        (folder / name).is_file() for name in (META, "train.npy")
-    )
+    return bool(config.path) and all((folder / name).is_file() for name in (META, "train.npy"))
 
 
 def _in_cache(config: DataConfig, cache: Path) -> bool:

@@ -17,6 +17,7 @@ from harness.optimizers import (
     galore,
     gefen,
     gefen_ablation,
+    gefen_paper,
     lamb,
     lion,
     muon,
@@ -37,8 +38,8 @@ _COUNTS = {0: "empty: it has none,", 2: "two numbers", 3: "three numbers"}
 
 def entries() -> dict[str, OptimizerEntry]:
     """All optimizers by name, the reference first; `instruments` are not among them."""
-    single = [adamw, adamw8bit, galore, gefen, gefen_ablation, lamb, adan]
-    single += [adafactor, muon, adam_mini]
+    single = [adamw, adamw8bit, galore, gefen, gefen_ablation, gefen_paper]
+    single += [lamb, adan, adafactor, muon, adam_mini]
     several = (lion, apollo, torchao_adamw, stam, published)
     found = [family.ENTRY for family in single]
     found += [entry for family in several for entry in family.ENTRIES]

@@ -99,7 +99,10 @@ def test_state_bytes_are_those_counted(name: str, model_name: str, dtype: torch.
     train(model, optimizer, 0, 2)
     specs = meta_shapes(shape, VOCABULARY)
     expected = optimizers.state_bytes(load(name), specs, dtype.itemsize)
-    assert optimizer_state_bytes(optimizer) == expected
+    if name == "gefen_paper":  # its first gradient decides: tests/harness/test_gefen_paper.py
+        assert expected is None
+    else:
+        assert optimizer_state_bytes(optimizer) == expected
 
 
 @pytest.mark.parametrize(
