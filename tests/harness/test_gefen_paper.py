@@ -96,7 +96,7 @@ def test_each_step_is_that_of_the_wheel(dtype: torch.dtype) -> None:
 def test_each_step_is_that_of_a_loop_over_elements() -> None:
     """Ten steps in float64, one element at a time, with the codebook of the first step."""
     model = network()
-    optimizer = transcription(model)
+    optimizer, first = transcription(model), next(model.parameters())
     double = {p: p.detach().double().reshape(-1).tolist() for p in model.parameters()}
     index: dict[nn.Parameter, list[int]] = {p: [0] * p.numel() for p in model.parameters()}
     scales: dict[nn.Parameter, list[float]] = {}
@@ -104,11 +104,11 @@ def test_each_step_is_that_of_a_loop_over_elements() -> None:
     for step in range(1, 11):
         backward(model, step)
         if step == 4:
-            model[0].weight.grad.zero_()  # type: ignore[union-attr, operator]
+            first.grad.zero_()  # type: ignore[union-attr]
         gradients = {p: p.grad.double().reshape(-1).tolist() for p in model.parameters()}  # type: ignore[union-attr]
         lengths = {p: block_length(p.grad, "peak") for p in model.parameters()}  # type: ignore[arg-type]
         optimizer.step()
-        book = optimizer.state[model[0].weight]["codebook"].double().tolist()
+        book = optimizer.state[first]["codebook"].double().tolist()
         for p in model.parameters():
             state, g, count = optimizer.state[p], gradients[p], p.numel()
             block = state["block"] if step > 1 else lengths[p]
