@@ -46,9 +46,9 @@ AUDIT = (
 )
 TARGETS = (
     "Where the curve of each finished seed first crosses the target, linear between evaluations; "
-    "means over seeds where all cross, and the ratio of tokens paired by seed. AdamW's own last "
-    "evaluation is the target of the same seed; a crossing inside a schedule that was planned for "
-    "more steps is no substitute for a shorter schedule."
+    "means over seeds where all cross, and the ratio of tokens paired by seed, where both of each pair "
+    "do. AdamW's own last evaluation is the target of the same seed; a crossing inside a schedule "
+    "that was planned for more steps is no substitute for a shorter one."
 )
 SPEED = (
     "Medians over finished cells. A dash: not recorded, or no counter on this machine. In brackets "
