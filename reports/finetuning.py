@@ -14,8 +14,8 @@ PANEL = ["model", "seq_len", "precision", "data_hash"]
 GAINS = (
     "Nats a token of the held-out completions; means over finished cells. Fall over spread: what "
     "the loss fell by, over the standard deviation of final losses between seeds; below 10 a study "
-    "is too short to say much; none where the loss before is over another text than the loss after. "
-    "Exact matches count all generated samples of all seeds."
+    "is too short to say much; none where the two losses are over unlike texts. Exact "
+    "matches count all generated samples of all seeds."
 )
 SAMPLES = (
     "Greedy completions of held-out prompts before fine-tuning and after it, by each optimizer, of "
