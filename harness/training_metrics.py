@@ -20,7 +20,7 @@ def training_metrics(
 ) -> dict[str, Any]:
     """All metrics of the record; a run that diverged has no final loss (`last` is None).
 
-    `best_eval_loss` is over the curve, which is read on `task.eval_tokens`.
+    `initial_eval_loss` and `best_eval_loss` are of the curve, which is read on `task.eval_tokens`.
     """
     losses = [loss for _, loss in progress.evaluations]
     final = math.nan if last is None else last.loss

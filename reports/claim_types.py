@@ -18,7 +18,8 @@ class Claim:
     any. `missing` says for a subject what has to exist before it can be tested. `allow_different`
     lists what compared records may differ in (else that refuses them). `role` sets checks of this
     project on itself apart from claims about an optimizer. `task` is whose final loss a claim on
-    loss is about: of pretrain or of finetune cells.
+    loss is about: of pretrain or of finetune cells. A claim on final loss has no verdict where the
+    loss fell by less than `min_fall` standard deviations between seeds.
     """
 
     id: str
@@ -45,6 +46,7 @@ class Claim:
     devices: list[str] = field(default_factory=list)
     min_parameters: int = 0
     min_seeds: int = 5
+    min_fall: float = 0.0
     task: str = TOKEN_LOSS[0]
     rate_factors: list[float] = field(default_factory=list)
     allow_different: list[str] = field(default_factory=list)

@@ -4,6 +4,7 @@ from typing import Any
 
 import pandas as pd
 
+from reports.falls import fall_over_spread
 from reports.load import BASELINE, each
 from reports.style import styles
 from reports.text import number_text, plural
@@ -13,7 +14,8 @@ PANEL = ["model", "seq_len", "precision", "data_hash"]
 GAINS = (
     "Nats a token of the held-out completions; means over finished cells. Fall over spread: what "
     "the loss fell by, over the standard deviation of final losses between seeds; below 10 a study "
-    "is too short to say much. Exact matches count all generated samples of all seeds."
+    "is too short to say much; none where the two losses are over unlike texts. Exact "
+    "matches count all generated samples of all seeds."
 )
 SAMPLES = (
     "Greedy completions of held-out prompts before fine-tuning and after it, by each optimizer, of "
@@ -33,7 +35,6 @@ def gains(runs: pd.DataFrame) -> pd.DataFrame:
     """Losses before and after by optimizer, the fall over the spread, and exact matches."""
     cells, rows = finetuned(runs), []
     for key, group in cells.groupby([*PANEL, "variant"], dropna=False, sort=False):
-        fall = float((group["initial_eval_loss"] - group["final_eval_loss"]).mean())
         sd = float(group["final_eval_loss"].std())  # NaN for one seed
         rows.append(
             {
@@ -43,7 +44,7 @@ def gains(runs: pd.DataFrame) -> pd.DataFrame:
                 "initial_eval_loss": float(group["initial_eval_loss"].mean()),
                 "final_eval_loss": float(group["final_eval_loss"].mean()),
                 "final_eval_loss_sd": sd,
-                "fall_over_spread": fall / sd if sd > 0 else float("nan"),
+                "fall_over_spread": fall_over_spread(group),
                 "exact_matches_before": int(group["exact_matches_before"].sum()),
                 "exact_matches": int(group["exact_matches"].sum()),
                 "samples_total": int(group["samples_total"].sum()),

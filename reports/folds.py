@@ -8,7 +8,7 @@ import pandas as pd
 from reports.load import BASELINE
 from reports.statistics import Interval, corrected_interval, detectable, finite
 from reports.text import DASH, MINUS, missing, number_text
-from reports.values import setting
+from reports.values import metric, setting
 
 KEYS = ["model", "precision", "planned_steps", "eval_split", "data_hash", "code_hash", "device"]
 PAIR = ["model_seed", "data_seed", "fold"]
@@ -38,7 +38,7 @@ def folds(runs: pd.DataFrame, baseline: str = BASELINE) -> pd.DataFrame:
             row: dict[str, Any] = dict(zip(KEYS, key, strict=True))
             row |= {"variant": variant, "optimizer": mine["optimizer"].iloc[0]}
             row |= {"lr": mine["lr"].iloc[0], "n": len(done), "lost": len(mine) - len(done)}
-            row |= {name: done[column].mean() for name, column in METRICS.items()}
+            row |= {name: metric(done, column).mean() for name, column in METRICS.items()}
             if row["optimizer"] != baseline:
                 row |= compared(done, base)
             rows.append(row | {"cells": " ".join(mine["id"])})
@@ -53,7 +53,8 @@ def compared(mine: pd.DataFrame, base: pd.DataFrame) -> dict[str, Any]:
         return found
     share = float((sides["final_eval_images"] / sides["train_images"]).mean())
     for name, column in METRICS.items():
-        values = finite(list(sides[column] - sides[f"{column}_base"]), 2).tolist()
+        differences = metric(sides, column) - metric(sides, f"{column}_base")
+        values = finite(list(differences), 2).tolist()
         interval = corrected_interval(values, share)
         found[f"{name}_difference"] = interval.estimate
         found |= {f"{name}_lower": interval.lower, f"{name}_upper": interval.upper}
@@ -62,7 +63,9 @@ def compared(mine: pd.DataFrame, base: pd.DataFrame) -> dict[str, Any]:
 
 
 def least(interval: Interval, share: float) -> float:
-    """The difference that the interval's own test finds with the wanted power."""
+    """The difference that the interval's own test finds with the wanted power; nan at no spread."""
+    if not interval.sd > 0:
+        return math.nan  # equal differences say nothing of how far others would lie apart
     return detectable(interval.sd, interval.n, share, 1 - interval.confidence, POWER)
 
 

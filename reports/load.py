@@ -14,6 +14,7 @@ from harness import store
 BASELINE = "adamw"
 TOKEN_LOSS = ("pretrain", "finetune")  # tasks whose loss is in nats a token
 TRAINING = (*TOKEN_LOSS, "classify")
+CLIP_AND_NOISE = {"grad_clip": 1.0, "gradient_noise": 0.0}  # what a record without the key ran with
 CURVE_COLUMNS = ["id", "step", "tokens", "train_seconds", "key", "value"]
 METRICS_ALWAYS_PRESENT = (
     "parameters",
@@ -157,6 +158,7 @@ def conditions_of(config: dict[str, Any], provenance: dict[str, Any]) -> dict[st
         final = task.get("final_eval_tokens") or task.get("eval_tokens")
         training = {"steps": task.get("steps"), "split": task.get("eval_split"), "batch": batch}
         training["evaluated"] = final
+        training |= {key: float(task.get(key, usual)) for key, usual in CLIP_AND_NOISE.items()}
     hashes = {"code": provenance.get("code_hash"), "data": provenance.get("data_hash")}
     short = {key: str(value)[:8] for key, value in hashes.items()}
     several = {} if ranks_of(config) == "1" else {"ranks": ranks_of(config)}

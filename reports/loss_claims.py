@@ -10,11 +10,12 @@ import pandas as pd
 from reports.claims import Claim, Verdict, answer
 from reports.combine import overall
 from reports.edge_rates import edge_note
+from reports.falls import fall_over_spread
 from reports.load import StudyData
 from reports.loss_pairs import Pairs, mixture, pair, planned
 from reports.loss_tests import Decision, Settled, bounds_name, decide, margin_of, numbers, settle
 from reports.pairing import COMPARED, nearest, warning
-from reports.text import listed, plural
+from reports.text import listed, number_text, plural
 
 GROUP = ["model", "seq_len", "precision", "data_hash", "code_hash", "device", "planned_steps"]
 CONDITIONS = (*COMPARED, "planned_steps")
@@ -135,7 +136,32 @@ def judge_group(
     found = judge_pairs(
         claim, subject, scope, pair(mine, same), data, " ".join(filter(None, notes)), conditions
     )
+    found = after_training(claim, found, mine, same)
     return interim(found, *planned(pd.concat([mine, same]), data.pending))
+
+
+def after_training(claim: Claim, found: Verdict, mine: pd.DataFrame, base: pd.DataFrame) -> Verdict:
+    """A verdict where too little was learned to tell optimizers apart there is none.
+
+    A candidate that learns little beside a baseline that learns is refuted all the same.
+    """
+    if not claim.min_fall:
+        return found
+    names = {claim.baseline: base} | ({} if found.verdict == "refuted" else {"the candidate": mine})
+    said = []
+    for name, cells in names.items():
+        ratio = fall_over_spread(cells)
+        if math.isnan(ratio):
+            said.append(f"What the loss of {name} fell by on one text is not known.")
+        elif ratio < claim.min_fall:
+            said.append(
+                f"The loss of {name} fell by {number_text(ratio, 1)} times the spread of its "
+                f"seeds; a verdict needs {claim.min_fall:g} times, so more steps."
+            )
+    if not said:
+        return found
+    word = found.verdict if found.verdict == "not tested" else "inconclusive"
+    return replace(found, verdict=word, sentence=" ".join([found.sentence, *said]))
 
 
 def interim(found: Verdict, seeds: int, open_cells: int) -> Verdict:

@@ -81,7 +81,10 @@ def dots(axis: Axes, tensors: list[dict[str, Any]], found: Facts) -> None:
 
 
 def bounds(axis: Axes) -> None:
-    """Where the gradients of larger models lie at most, once clipped."""
+    """The largest RMS of all gradients of a larger model together, once clipped.
+
+    Of no single tensor: one tensor may have all of the norm and few elements, so a larger RMS.
+    """
     for label, elements in MODELS.items():
         bound = elements**-0.5
         axis.axvline(bound, color=INK, linewidth=0.8, linestyle=":", zorder=0)
@@ -97,7 +100,8 @@ def caption(found: Facts) -> str:
         ranges.append(f"{row['optimizer']} at step {row['step']}: {low} to {high}")
     said = (
         "How far momentum adapts: beta1 under Gaussian gradients of each root mean square, and of "
-        "the tensors of a model at its own clipped gradients. Dotted: the largest RMS that "
-        "clipping to norm 1 leaves to a model of that size."
+        "the tensors of a model at its own clipped gradients. Dotted: the largest RMS, over all "
+        "gradients of a model of that size together, that clipping to norm 1 leaves; of its "
+        "tensors some lie above their common RMS, small ones perhaps beyond the line."
     )
     return f"{said} Over the model's tensors, {'; '.join(ranges)}." if ranges else said

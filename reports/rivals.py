@@ -69,8 +69,10 @@ def frontier(table: pd.DataFrame) -> pd.DataFrame:
         ["state_bytes_per_parameter", "final_eval_loss"], ignore_index=True, na_position="last"
     )
     known = table["state_bytes_per_parameter"].notna() & table["final_eval_loss"].notna()
-    before = table["final_eval_loss"].where(known).cummin().shift(fill_value=float("inf"))
-    return table.assign(frontier=known & (table["final_eval_loss"] < before.fillna(float("inf"))))
+    # A row without a loss leaves the lowest so far as it is: infinite would let the next one pass.
+    losses = table["final_eval_loss"].where(known, float("inf"))
+    before = losses.cummin().shift(fill_value=float("inf"))
+    return table.assign(frontier=known & (losses < before))
 
 
 def rivals_view(table: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:

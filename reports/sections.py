@@ -46,9 +46,9 @@ AUDIT = (
 )
 TARGETS = (
     "Where the curve of each finished seed first crosses the target, linear between evaluations; "
-    "means over seeds where all cross, and the ratio of tokens paired by seed. AdamW's own last "
-    "evaluation is the target of the same seed; a crossing inside a schedule that was planned for "
-    "more steps is no substitute for a shorter schedule."
+    "means over seeds where all cross, and the ratio of tokens paired by seed, where all pairs do. "
+    "AdamW's own last evaluation is the target of the same seed; a crossing inside a schedule that "
+    "was planned for more steps is no substitute for a shorter one."
 )
 SPEED = (
     "Medians over finished cells. A dash: not recorded, or no counter on this machine. In brackets "
@@ -61,7 +61,8 @@ FOLDS = (
     "Means over finished cells of all folds and repetitions, on images that were not trained on. "
     "Differences are paired by seed and fold, with 95 % t intervals whose variance is corrected "
     "for overlapping training sets (Nadeau and Bengio 2003). Detectable: the true difference that "
-    "this test finds in 80 of 100 such studies at the observed spread; a smaller one may be there."
+    "this test finds in 80 of 100 such studies at the observed spread; a smaller one may be there. "
+    "A dash: all differences are equal, so no spread was observed."
 )
 LENGTHS = (
     "Counted state over the measured peak of the whole cell, and how far the peak lies below "

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from harness.crossing import first_crossing
-from reports.load import BASELINE
+from reports.load import BASELINE, TOKEN_LOSS
 from reports.loss_figures import PANEL, Curves, trained
 from reports.statistics import ratio_interval
 from reports.style import conditions, styles
@@ -30,11 +30,13 @@ def targets(runs: pd.DataFrame, curves: Curves, baseline: str = BASELINE) -> pd.
     `harness.crossing.first_crossing` of one finished cell's curve, as in its record. `tokens` and
     `seconds` are means over the n seeds with a target, nan unless all of them cross it (the
     `reached` ones alone would be a selection). `ratio`, `lower` and `upper` compare tokens with the
-    baseline's, paired by seed, where both cross: geometric mean and 95 % t interval on logs.
+    baseline's, paired by seed, where both cross at every seed that they share: geometric mean and
+    95 % t interval on logs.
     """
     found: list[dict[str, Any]] = []
     shown = trained(runs, curves)
-    shown = shown[shown["status"] == "done"].drop_duplicates(["variant", *SEEDS, *PANEL, *SPLIT])
+    shown = shown[shown["task"].isin(TOKEN_LOSS) & shown["status"].eq("done")]
+    shown = shown.drop_duplicates(["variant", *SEEDS, *PANEL, *SPLIT])
     for group in conditions(shown, [*PANEL, *SPLIT]) if not shown.empty else []:
         name = baseline_variant(group, baseline)
         for origin, goals in targets_of(group, curves, name):
@@ -109,11 +111,16 @@ def summary(own: Crossings) -> dict[str, Any]:
 
 
 def compared(own: Crossings, base: Crossings) -> dict[str, Any]:
-    """Tokens over the baseline's, paired by seed; without an interval below five pairs."""
-    pairs = [(own[seeds][0], base[seeds][0]) for seeds in own if seeds in base]
-    pairs = [pair for pair in pairs if min(pair) > 0]  # nan is not
-    nothing = {"ratio": math.nan, "lower": math.nan, "upper": math.nan, "pairs": len(pairs)}
-    if not pairs:
+    """Tokens over the baseline's, paired by seed; without an interval below five pairs.
+
+    Of the `shared` seeds both must cross at all of them: those `pairs` that do are the seeds at
+    which this run was good, and against the baseline's own last loss nearly always earlier.
+    """
+    shared = [(own[seeds][0], base[seeds][0]) for seeds in own if seeds in base]
+    pairs = [pair for pair in shared if min(pair) > 0]  # nan is not
+    counts = {"pairs": len(pairs), "shared": len(shared)}
+    nothing = {"ratio": math.nan, "lower": math.nan, "upper": math.nan, **counts}
+    if not pairs or len(pairs) < len(shared):
         return nothing
     stat = ratio_interval([mine for mine, _ in pairs], [other for _, other in pairs])
     bounds = {"lower": stat.lower, "upper": stat.upper} if stat.n >= LEAST else {}
@@ -143,9 +150,9 @@ def targets_view(runs: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def ratio_text(row: dict[Any, Any]) -> str:
-    """0.92 (0.85 to 0.99), 5 pairs."""
+    """0.92 (0.85 to 0.99), 5 pairs; reached 3 of 5, where not every pair has both crossings."""
     if np.isnan(row["ratio"]):
-        return DASH
+        return f"reached {row['pairs']} of {row['shared']}" if row["shared"] else DASH
     known = not np.isnan(row["lower"])
     bounds = f" ({digits(row['lower'])} to {digits(row['upper'])})" if known else ""
     return f"{digits(row['ratio'])}{bounds}, {plural(row['pairs'], 'pair')}"

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from reports.claims import Claim, Verdict
@@ -13,16 +14,18 @@ from reports.loss_pairs import trouble
 from reports.outcome_tests import Condition, Measure, Outcome, Seeds
 from reports.outcomes import by_seeds, lower_than, split
 from reports.statistics import better
-from reports.values import metric, setting
+from reports.values import metric, rates, setting
 
 PANEL = ("model", "seq_len", "precision")
+SAME_RATE = 1e-9  # relative; a product of floats may end in another digit
 Row = Mapping[Any, Any]
 
 
 def loss_spikes(claim: Claim, subject: str, optimizer: str, data: StudyData) -> Verdict:
-    """Fewer loss spikes than each baseline, in each part of the study and at each rate factor.
+    """Fewer loss spikes than each baseline, in each part of the study.
 
-    The number of a run is `loss_spikes_total`; a run that diverged counts as worse than any number.
+    Arms may have rates of their own, but each of them one alone in a part. The number of a
+    run is `loss_spikes_total`; a run that diverged counts as worse than any number.
     """
     return lower_than(claim, subject, optimizer, data, COUNTS)
 
@@ -35,9 +38,9 @@ def tokens_to_target(claim: Claim, subject: str, optimizer: str, data: StudyData
 def wrong_rate(claim: Claim, subject: str, optimizer: str, data: StudyData) -> Verdict:
     """Less loss than each baseline from taking `rate_factors` times its own best learning rate.
 
-    A run at `optimizer.lr_factor` f is compared with the run of the same optimizer and seeds at 1,
-    which the study must have put at the best rate; what the final loss is above that one's is then
-    compared between optimizers, paired by seed.
+    A run at f times its optimizer's reference rate (`reference_rate`, which the study must have put
+    at the best one) is compared with the run of the same optimizer and seeds there; what the final
+    loss is above that one's is then compared between optimizers, paired by seed.
     """
     if not claim.rate_factors:
         raise ValueError(f"Claim {claim.id} needs rate_factors.")
@@ -47,7 +50,7 @@ def wrong_rate(claim: Claim, subject: str, optimizer: str, data: StudyData) -> V
         noun="the rise of the final loss differs by",
         unit="nats/token",
         infinite="diverged",
-        absent="trained at its best rate and at the factors of the claim",
+        absent="trained at one rate and at all factors of it that the claim names",
         objection=best_is_elsewhere,
     )
     return lower_than(claim, subject, optimizer, data, measure)
@@ -76,16 +79,14 @@ def log_tokens(row: Row) -> float:
 
 
 def spike_conditions(cells: pd.DataFrame) -> dict[Any, Condition]:
-    """Cells that counted spikes by part, model, length, precision and rate factor."""
-    counted = cells.assign(
-        loss_spikes_total=metric(cells, "loss_spikes_total"), factor=factors_of(cells)
-    )
+    """Cells that counted spikes by part, model, length and precision."""
+    counted = cells.assign(loss_spikes_total=metric(cells, "loss_spikes_total"))
     known = counted[counted["loss_spikes_total"].notna() | counted["status"].ne("done")]
     if known["loss_spikes_total"].isna().all():
         return {}
     return {
-        key: Condition(f"{key[0]}, {named(key[1:4], key[4])}", group, (group,))
-        for key, group in split(known, ["part", *PANEL, "factor"]).items()
+        key: Condition(f"{key[0]}, {named(key[1:])}", group, (group,))
+        for key, group in split(known, ["part", *PANEL]).items()
     }
 
 
@@ -103,17 +104,36 @@ def target_conditions(cells: pd.DataFrame) -> dict[Any, Condition]:
 
 
 def rate_conditions(cells: pd.DataFrame, factors: Sequence[float]) -> dict[Any, Condition]:
-    """Cells at each of `factors` with those at factor 1, by model, length, precision and steps."""
-    swept, found = cells.assign(factor=factors_of(cells)), {}
+    """Cells at each of `factors` times the reference rate with those at it, by `split`'s keys.
+
+    Keys are model, length, precision, steps and factor. Factors are found again from the rates: a
+    record has the product alone, which is what was computed and what its identity rests on.
+    """
+    swept, found = cells.assign(rate=rates(cells)), {}
     for key, group in split(swept, [*PANEL, "planned_steps"]).items():
-        best = group[group["factor"] == 1]
+        reference = reference_rate(group["rate"], factors)
+        if reference is None:
+            continue
+        best = group[np.isclose(group["rate"], reference, rtol=SAME_RATE, atol=0)]
         for factor in factors:
-            wrong = group[group["factor"] == factor]
-            if len(best) and len(wrong):
-                scope = named(key[:3], factor)
-                both = pd.concat([wrong, best])
-                found[(*key, factor)] = Condition(scope, both, (wrong, best))
+            wrong = group[np.isclose(group["rate"], factor * reference, rtol=SAME_RATE, atol=0)]
+            both = pd.concat([wrong, best])
+            found[(*key, factor)] = Condition(named(key[:3], factor), both, (wrong, best))
     return found
+
+
+def reference_rate(swept: pd.Series, factors: Sequence[float]) -> float | None:
+    """The lowest of one arm's rates of which all `factors` were trained too; None for none.
+
+    All, since an arm whose cells at the reference are not there yet would start from the next one.
+    """
+    known = np.sort(swept.unique())
+    for rate in known:
+        if all(
+            np.isclose(known, factor * rate, rtol=SAME_RATE, atol=0).any() for factor in factors
+        ):
+            return float(rate)
+    return None
 
 
 def penalties(condition: Condition) -> dict[Seeds, Outcome]:
@@ -133,7 +153,7 @@ def penalties(condition: Condition) -> dict[Seeds, Outcome]:
 
 
 def best_is_elsewhere(condition: Condition) -> str:
-    """Why factor 1 was not the best rate, so that a rise from there says little; "" if it was."""
+    """Why the reference is not the best rate, so that a rise from it says little; "" if it is."""
     rises = [item.value for item in penalties(condition).values() if not item.trouble]
     if len(rises) < 2 or any(map(math.isinf, rises)):
         return ""
@@ -141,12 +161,6 @@ def best_is_elsewhere(condition: Condition) -> str:
         return ""
     name = condition.cells["optimizer"].iloc[0]
     return f"Open: {name} is better at this factor than at the rate that was taken as its best."
-
-
-def factors_of(cells: pd.DataFrame) -> pd.Series:
-    """`optimizer.lr_factor` of each cell; 1 where the record has none."""
-    factors = pd.to_numeric(setting(cells, "optimizer", "lr_factor"))
-    return factors.astype("float64").fillna(1.0)
 
 
 def named(panel: Sequence[Any], factor: float = 1.0) -> str:

@@ -153,6 +153,24 @@ def test_a_folder_and_a_parquet_file_give_the_same_images(
         images.prepare(image_data("hub_images", parquet), tmp_path / "cache")
 
 
+def test_a_few_images_of_a_folder_are_of_every_class(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
+    found = images.prepare(image_data("image_folder", folder, max_documents=20), tmp_path / "c")
+    assert found.images.shape[0] == 20
+    assert np.bincount(found.labels).min() >= 5
+    parquet = tmp_path / "set.parquet"
+    datasets.load_dataset("imagefolder", data_dir=str(folder))["train"].to_parquet(str(parquet))
+    local = image_data("hub_images", parquet, max_documents=20, image_column="image")
+    other = images.prepare(local, tmp_path / "c")
+    assert np.array_equal(other.images, found.images)
+    with pytest.raises(UserError, match=r"data\.max_documents=1 leaves one class of "):
+        images.prepare(image_data("image_folder", folder, max_documents=1), tmp_path / "c")
+
+
 def test_splits_named_by_folders_are_kept(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     for split, count in (("train", 20), ("test", 5)):

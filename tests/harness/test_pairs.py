@@ -81,12 +81,59 @@ def test_what_is_held_out_is_not_trained_on() -> None:
         own,
         Pair("again", own.prompt, own.completion + "\n"),
     ]
-    found = remove_shared_pairs(
+    found, dropped = remove_shared_pairs(
         {"train": copies, "validation": [held], "test": [judged, pair("w", "def v():")]}
     )
+    assert list(dropped["train"].values()) == [5, 1, 3]  # read, repeated, shared with held out
+    assert list(dropped["test"].values()) == [2, 0, 1]
     assert [p.name for p in found["train"]] == ["own"]
     assert [p.name for p in found["test"]] == ["t"]
     assert [p.name for p in found["validation"]] == ["v"]
+
+
+def counts_of(config: DataConfig, folder: Path) -> dict[str, dict[str, int]]:
+    """What the prepared corpus counts of each split."""
+    found = data.load(config, folder / "cache")
+    assert isinstance(found, data.PairCorpus)
+    counts: dict[str, dict[str, int]] = found.meta["splits"]
+    return counts
+
+
+def test_labels_and_templates_are_no_shared_text(tmp_path: Path) -> None:
+    labels = ["positive", "negative"]
+    path = tmp_path / "reviews.jsonl"
+    path.write_text(
+        "\n".join(json.dumps({"q": f"Review {n}", "a": labels[n % 2]}) for n in range(60))
+    )
+    template = "Read.\nThink.\nThen say\nwhat it is:\none of two.\n{q}\nAnswer: "
+    config = instructions(path, prompt_template=template, completion_column="a")
+    counts = counts_of(config, tmp_path)
+    assert {split: count["documents"] for split, count in counts.items()} == {
+        "train": 54, "validation": 3, "test": 3,
+    }  # fmt: skip
+    assert counts["test"]["windows_shared_with_train"] == 0
+    assert counts["train"]["pairs_shared_with_held_out"] == 0
+    assert counts["train"]["pairs_read"] == 54
+
+
+@pytest.mark.parametrize(("length", "kept"), [(79, 1), (80, 0)])
+def test_a_long_completion_is_not_trained_on_under_another_prompt(length: int, kept: int) -> None:
+    held, copy = (Pair(name, f"prompt {name}", "x" * length) for name in "vc")
+    found, _ = remove_shared_pairs({"train": [copy], "validation": [held], "test": []})
+    assert len(found["train"]) == kept
+
+
+def test_a_passage_in_the_columns_of_held_out_rows_is_not_trained_on(tmp_path: Path) -> None:
+    passages = ["\n".join(f"line {line} of {number}" for line in range(5)) for number in range(20)]
+    rows = [{"q": f"{n}?\n{passages[n % 20]}", "a": f"{n}"} for n in range(60)]
+    path = tmp_path / "passages.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    config = instructions(path, prompt_template="Q: {q!s}\nA:", completion_column="a")
+    counts = counts_of(config, tmp_path)
+    # Three rows of validation and three of test, whose passages two more rows have each.
+    assert (counts["validation"]["documents"], counts["test"]["documents"]) == (3, 3)
+    assert counts["train"]["pairs_shared_with_held_out"] == 12
+    assert counts["test"]["windows_shared_with_train"] == 0
 
 
 def test_rows_hold_each_pair_once_and_never_more_than_fits() -> None:

@@ -1,6 +1,7 @@
 """STAM and STAMLite as torch optimizers: groups, closures, saving, refusals."""
 
 import copy
+import inspect
 import io
 import math
 import pickle
@@ -10,7 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from harness.groups import load_group
 from harness.stam import STAM, STAMLite
+from harness.stam.beta1 import AUTHORS
 
 Kind = type[STAM] | type[STAMLite]
 each = pytest.mark.parametrize("kind", [STAM, STAMLite])
@@ -34,6 +37,14 @@ def steps(params: list[nn.Parameter], optimizer: Any, first: int, last: int) -> 
 def assert_equal(mine: list[nn.Parameter], other: list[nn.Parameter]) -> None:
     for a, b in zip(mine, other, strict=True):
         assert torch.equal(a, b)
+
+
+@each
+def test_studies_run_with_the_authors_betas(kind: Kind) -> None:
+    name = {STAM: "stam", STAMLite: "stam_lite"}[kind]
+    betas = load_group("optimizer", name)["betas"]
+    assert tuple(betas) == inspect.signature(kind).parameters["betas"].default
+    assert betas == AUTHORS[name]
 
 
 @each

@@ -67,6 +67,34 @@ def test_losses_spread_and_matches_are_those_of_the_records(study: Path) -> None
     assert (table.loc["adamw", "exact_matches"], table.loc["gefen", "exact_matches"]) == (5, 0)
 
 
+def test_a_loss_before_over_another_text_gives_no_fall(study: Path) -> None:
+    runs = load(study).runs
+    for config in runs["config"]:
+        config["task"] |= {"eval_tokens": 1024, "final_eval_tokens": 4096}
+    assert gains(runs)["fall_over_spread"].isna().all()
+    for config in runs["config"]:
+        config["task"]["eval_tokens"] = 4096
+    assert gains(runs)["fall_over_spread"].notna().all()
+
+
+def test_too_small_a_fall_is_no_verdict_but_a_candidate_that_learns_nothing_is_refuted(
+    study: Path,
+) -> None:
+    claim, data = load_claims(claims_folder())["finetune"], load(study)
+    data.runs["initial_eval_loss"] = 1.57  # 9 times the spread, 0.0079, above a mean of 1.5
+    found = judge_one(claim, "ours", data)
+    assert found.verdict == "inconclusive"
+    assert "The loss of adamw fell by 8.9 times the spread of its seeds" in found.sentence
+    del data.runs["initial_eval_loss"]
+    found = judge_one(claim, "ours", data)
+    assert found.verdict == "inconclusive"
+    assert "What the loss of adamw fell by on one text is not known" in found.sentence
+    mine = data.runs["optimizer"] == "gefen"
+    data.runs["initial_eval_loss"] = 1.8
+    data.runs.loc[mine, "final_eval_loss"] += 0.3
+    assert judge_one(claim, "ours", data).verdict == "refuted"
+
+
 def test_samples_stand_side_by_side(study: Path) -> None:
     view = samples_view(load(study).runs)
     first = view[view["prompt"] == "1"]

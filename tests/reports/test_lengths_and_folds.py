@@ -17,6 +17,7 @@ from reports.folds import folds, folds_view
 from reports.lengths import optimizer_share, shares
 from reports.load import load
 from reports.statistics import corrected_interval, detectable, mean_interval
+from reports.text import DASH
 
 Make = Callable[..., store.Record]
 LENGTHS = (128, 2048, 32768)
@@ -92,7 +93,9 @@ def test_folds_are_paired_and_their_overlap_is_counted(
     assert other["accuracy_upper"] == pytest.approx(upper)
     assert other["accuracy_upper"] < 0  # a true difference of three times the spread is found
     assert other["loss_difference"] == 0
+    assert math.isnan(other["loss_detectable"])  # no spread was seen, so nothing is known of it
     view = folds_view(folds(data.runs), {"adamw": "AdamW", "gefen": "Gefen"})
+    assert view["detectable, nats"].tolist() == [DASH, DASH]
     assert view["minus AdamW, points"].str.startswith("\N{MINUS SIGN}").tolist() == [False, True]
 
 
@@ -103,6 +106,19 @@ def test_a_pair_without_both_cells_is_lost_and_named(
     records[3] = dataclasses.replace(records[3], status="crashed", metrics={})
     other = folds(load(write_study(tmp_path / "s", records)).runs).to_dict("records")[1]
     assert (other["n"], other["lost"]) == (9, 1)
+
+
+def test_a_study_without_a_finished_cell_has_no_accuracy(
+    loss_cell: Make, write_study: Callable[..., Path], tmp_path: Path
+) -> None:
+    records = [
+        dataclasses.replace(record, status="crashed", metrics={})
+        for record in fold_records(loss_cell, shift=0.0)
+    ]
+    table = folds(load(write_study(tmp_path / "s", records)).runs)
+    assert table["lost"].tolist() == [10, 10]
+    view = folds_view(table, {"adamw": "AdamW", "gefen": "Gefen"})
+    assert view["accuracy, %"].tolist() == [DASH, DASH]
 
 
 def test_the_report_has_both(

@@ -53,6 +53,7 @@ def test_the_figure_shows_lines_and_tensors(study: Callable[[str | None], StudyD
     drawn = {item.name: item for item in draw_all(study(json.dumps(facts())), 0.01)}["momentum"]
     assert drawn.section == "stability"
     assert "stam at step 5: 0.880 to 0.900" in drawn.caption
+    assert "over all gradients of a model of that size together" in drawn.caption
     axes = drawn.figure.axes
     assert [axis.get_title(loc="left") for axis in axes] == ["STAM", "STAMLite"]
     for axis in axes:

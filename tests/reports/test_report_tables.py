@@ -33,6 +33,24 @@ def test_unlike_cells_of_one_optimizer_stand_in_rows_of_their_own(
     assert any(shown in variant for variant in summary["variant"])
 
 
+@pytest.mark.parametrize(("key", "value"), [("grad_clip", 1e9), ("gradient_noise", 1.0)])
+def test_noise_and_clipping_are_conditions_and_a_record_without_them_has_the_usual_ones(
+    tmp_path: Path,
+    write_study: Callable[..., Path],
+    loss_cell: Callable,
+    key: str,
+    value: float,
+) -> None:
+    records = [loss_cell("adamw", seed, 3.0 + seed, salt=str(seed)) for seed in range(3)]
+    records[1].config["task"] |= {"grad_clip": 1.0, "gradient_noise": 0.0}
+    records[2].config["task"][key] = value
+    data = load(write_study(tmp_path / "study", records))
+    summary = summary_table(runs_table(data.runs)).set_index("n")
+    assert sorted(summary.index) == [1, 2]
+    assert summary["final_eval_loss"].to_dict() == {2: 3.5, 1: 5.0}
+    assert f"{key} {value}" in summary["variant"][1]
+
+
 def test_bytes_and_times_carry_no_interval(full_study: Path) -> None:
     summary = summary_table(runs_table(load(full_study).runs))
     assert [name for name in summary if name.endswith("_ci95")] == [

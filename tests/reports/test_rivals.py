@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -12,7 +13,7 @@ from harness.store import Record
 from reports import edge_rates
 from reports.figures import draw_all
 from reports.load import StudyData, load
-from reports.rivals import rivals, rivals_view
+from reports.rivals import frontier, rivals, rivals_view
 
 Maker = Callable[..., Record]
 # Invented losses; bytes per parameter as the registry's closed forms have them for GPT-2 124M.
@@ -52,6 +53,13 @@ def study(
     records = field_records(loss_cell)
     records.append(loss_cell("lion", 9, 6.0, model="gpt2_3m", seq_len=128, status="diverged"))
     return load(write_study(tmp_path_factory.mktemp("field"), records, claims=[]))
+
+
+def test_a_row_without_a_loss_lets_no_worse_one_to_the_frontier() -> None:
+    columns = {"state_bytes_per_parameter": [1.0, 2.0, 3.0], "final_eval_loss": [5.0, np.nan, 7.0]}
+    assert list(frontier(pd.DataFrame(columns))["frontier"]) == [True, False, False]
+    columns["final_eval_loss"] = [np.nan, 5.0, 4.0]
+    assert list(frontier(pd.DataFrame(columns))["frontier"]) == [False, True, True]
 
 
 def test_the_table_has_every_optimizer_and_who_is_not_dominated(

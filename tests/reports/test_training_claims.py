@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from harness.cells import resolve
+from harness.schema import OptimizerConfig, RunConfig, to_dict
 from harness.store import Record
 from reports.claim_files import read_claim
 from reports.claims import Verdict, claims_folder, estimators, judge_one
@@ -38,7 +40,7 @@ def judge(tmp_path: Path) -> Judge:
     return run
 
 
-def spiky(make: Maker, counts: dict[str, Sequence[float | None]], **given: Any) -> list[Record]:
+def spiky(make: Maker, counts: Mapping[str, Sequence[float | None]], **given: Any) -> list[Record]:
     """Cells with these numbers of spikes by seed; None for a run that diverged."""
     records = []
     for optimizer, numbers in counts.items():
@@ -186,17 +188,23 @@ def test_a_target_that_is_not_reached_leaves_the_order(judge: Judge, loss_cell: 
     assert "task.target_loss" in judge("stam_faster", plain).sentence
 
 
-def swept(make: Maker, rises: dict[str, dict[float, Sequence[float | None]]]) -> list[Record]:
-    """Cells at factors of the best rate whose losses are so much above those at 1."""
+def swept(make: Maker, rises: Mapping[str, Mapping[float, Sequence[float | None]]]) -> list[Record]:
+    """Cells at factors of the best rate whose losses are so much above those at 1.
+
+    Each has the optimizer's settings as `cells.resolve` leaves them in a record.
+    """
     records = []
     for optimizer, by_factor in rises.items():
+        start = 1e-3 / len(optimizer)
         for factor, values in {1.0: [0.0] * 5, **by_factor}.items():
+            asked = OptimizerConfig(optimizer, lr=start, lr_factor=factor)
+            recorded = resolve(RunConfig(asked, device="cpu")).optimizer
             for seed, rise in enumerate(values):
                 best = 5.0 + 0.1 * seed + 0.01 * len(optimizer)
                 status = "diverged" if rise is None else "done"
                 loss = best + (rise or 0.0)
                 record = make(optimizer, seed, loss, status=status, salt=str(factor))
-                record.config["optimizer"]["lr_factor"] = factor
+                record.config["optimizer"] = to_dict(recorded)
                 records.append(record)
     return records
 
@@ -230,7 +238,7 @@ def test_divergence_at_the_wrong_rate_is_the_largest_cost(judge: Judge, loss_cel
         "gefen": {2.0: SMALL},
         "adamw": {2.0: [None] * 5},
     }
-    found = judge("stam_lr_robust", swept(loss_cell, lost), baselines=["adamw"])
+    found = judge("stam_lr_robust", swept(loss_cell, lost), baselines=["adamw"], rate_factors=[2])
     assert found.verdict == "reproduced"
     assert "sign test" in found.sentence
 
@@ -238,9 +246,18 @@ def test_divergence_at_the_wrong_rate_is_the_largest_cost(judge: Judge, loss_cel
 def test_a_rate_that_is_not_the_best_keeps_it_open(judge: Judge, loss_cell: Maker) -> None:
     better = [-0.30, -0.28, -0.31, -0.29, -0.30]
     rises = {"gefen": {2.0: better}, "adamw": {2.0: LARGE}}
-    found = judge("stam_lr_robust", swept(loss_cell, rises), baselines=["adamw"])
+    found = judge("stam_lr_robust", swept(loss_cell, rises), baselines=["adamw"], rate_factors=[2])
     assert found.verdict == "inconclusive"
     assert "gefen is better at this factor than at the rate that was taken as" in found.sentence
+
+
+def test_a_reference_that_has_not_run_is_not_replaced_by_the_next_rate(
+    judge: Judge, loss_cell: Maker
+) -> None:
+    rises = {name: {2.0: SMALL, 4.0: LARGE} for name in ("gefen", "adamw")}
+    records = swept(loss_cell, rises)
+    records = [*records[5:15], *records[20:]]  # each optimizer's five cells at its best rate go
+    assert judge("stam_lr_robust", records, baselines=["adamw"]).verdict == "not tested"
 
 
 def test_a_final_loss_is_judged_against_each_baseline(judge: Judge, loss_cell: Maker) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from harness.data.documents import SPLITS
+from harness.data.images.division import shuffled
 from harness.data.images.pixels import Pixels
 from harness.data.sources import hub
 from harness.data.sources.text_files import file_signature
@@ -75,12 +76,18 @@ def folder_signature(config: DataConfig) -> object:
 
 def read(config: DataConfig) -> Pixels:
     """The images of a hub id or of local dataset files. UserError where it cannot be loaded."""
-    return _pixels(hub.load(config), config)
+    here = Path(config.path or "").exists()  # then a sample costs no download
+    return _pixels(hub.load(_whole(config) if here else config), config)
 
 
 def read_folder(config: DataConfig) -> Pixels:
     """The images of a folder. UserError where it cannot be loaded."""
-    return _pixels(hub.load(dataclasses.replace(config, max_documents=None), "imagefolder"), config)
+    return _pixels(hub.load(_whole(config), "imagefolder"), config)
+
+
+def _whole(config: DataConfig) -> DataConfig:
+    """The configuration that loads every row."""
+    return dataclasses.replace(config, max_documents=None)
 
 
 def _pixels(loaded: dict[str, Any], config: DataConfig) -> Pixels:
@@ -99,6 +106,11 @@ def _pixels(loaded: dict[str, Any], config: DataConfig) -> Pixels:
             splits.append(code)
     if not images:
         raise UserError(f"data.path={config.path!r} holds no image.")
+    if len(set(names)) == 1 and config.max_documents is not None:
+        raise UserError(
+            f"data.max_documents={config.max_documents} leaves one class of {config.path!r}, "
+            f"{names[0]!r}; raise it, or set it to null for all images."
+        )
     classes = sorted(
         set(names), key=lambda name: (len(name), name) if name.isdigit() else (0, name)
     )
@@ -112,10 +124,10 @@ def _pixels(loaded: dict[str, Any], config: DataConfig) -> Pixels:
 
 
 def _labelled(rows: Any, config: DataConfig) -> Iterable[tuple["Image", str]]:
-    """Each image with the name of its class."""
+    """Each image with the name of its class, `max_documents` of the rows."""
     features = getattr(rows, "features", None) or {}
     names = getattr(features.get(config.label_column), "names", None)
-    for row in islice(rows, config.max_documents):
+    for row in _sampled(rows, config.max_documents):
         for key in ("image_column", "label_column"):
             if getattr(config, key) not in row:
                 raise UserError(
@@ -129,6 +141,17 @@ def _labelled(rows: Any, config: DataConfig) -> Iterable[tuple["Image", str]]:
                 f"{type(image).__name__}, not images."
             )
         yield image, str(names[label] if names is not None else label)
+
+
+def _sampled(rows: Any, limit: int | None) -> Iterable[dict[str, Any]]:
+    """`limit` rows by a fixed draw, in their order; of a stream the first ones.
+
+    Rows often stand class by class, as those of a folder do: the first of them are one class.
+    """
+    if limit is None or not hasattr(rows, "__len__"):
+        return islice(rows, limit)
+    chosen = np.sort(shuffled(len(rows), 0, 0)[:limit])
+    return (rows[int(index)] for index in chosen)
 
 
 def _scaled(image: "Image", config: DataConfig) -> np.ndarray:

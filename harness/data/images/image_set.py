@@ -13,7 +13,7 @@ from harness.data.images.division import Division, in_folds, in_splits, shuffled
 from harness.errors import UserError
 from harness.schema import DataConfig
 
-FORMAT = "images 1"
+FORMAT = "images 2"
 
 
 @dataclass(frozen=True)

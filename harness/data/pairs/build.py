@@ -24,7 +24,7 @@ from harness.schema import DataConfig
 from harness.schema_images import IMAGE_KEYS
 
 # What changes the pairs of unchanged sources: counted up by hand.
-VERSION = 1
+VERSION = 2
 _BOUNDARY = "\0"  # between prompt and completion in what is hashed
 
 
@@ -88,7 +88,7 @@ def _folder(config: DataConfig, cache: Path) -> Path:
 
 
 def _build(config: DataConfig, folder: Path) -> None:
-    splits = remove_shared_pairs(SOURCES[config.source].read(config))
+    splits, dropped = remove_shared_pairs(SOURCES[config.source].read(config))
     for split in SPLITS:
         if not splits[split]:
             raise UserError(
@@ -97,12 +97,12 @@ def _build(config: DataConfig, folder: Path) -> None:
             )
         splits[split] = _content_order(splits[split])
     encoder = make_encoder(config, (pair.document.text for pair in splits["train"]))
-    documents = {split: [pair.document for pair in splits[split]] for split in SPLITS}
+    own = {split: [pair.own for pair in splits[split]] for split in SPLITS}
     counts: dict[str, Any] = {}
     for split in SPLITS:
-        counts[split] = _write(folder, split, splits[split], encoder)
+        counts[split] = _write(folder, split, splits[split], encoder) | dropped[split]
         if split != "train":
-            share = shared_share(documents[split], documents["train"])
+            share = shared_share(own[split], own["train"])
             counts[split]["windows_shared_with_train"] = share
     encoder.save(folder)
     hashed = {split: [_marked(pair) for pair in splits[split]] for split in SPLITS}

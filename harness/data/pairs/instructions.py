@@ -56,11 +56,11 @@ def read(config: DataConfig) -> PairSplits:
 
 
 def _pairs(rows: Iterable[dict[str, Any]], config: DataConfig) -> list[Pair]:
-    pairs = []
+    pairs, fields = [], _fields(config.prompt_template)
     for index, row in enumerate(islice(rows, config.max_documents)):
-        prompt, completion = _prompt(row, config), _column(row, config)
+        prompt, completion = _filled(config.prompt_template, row, config), _column(row, config)
         if prompt.strip() and completion.strip():
-            pairs.append(Pair(f"row {index}", prompt, completion))
+            pairs.append(Pair(f"row {index}", prompt, completion, _filled(fields, row, config)))
     if not pairs:
         raise UserError(
             f"data.path={config.path!r} has no text in {config.completion_column!r} and the "
@@ -69,10 +69,20 @@ def _pairs(rows: Iterable[dict[str, Any]], config: DataConfig) -> list[Pair]:
     return pairs
 
 
-def _prompt(row: dict[str, Any], config: DataConfig) -> str:
+def _fields(template: str) -> str:
+    """The template's columns alone, one below the other."""
+    parts = Formatter().parse(template)
+    found = [(name, spec, conversion) for _, name, spec, conversion in parts if name]
+    return "\n".join(
+        "{" + name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "") + "}"
+        for name, spec, conversion in found
+    )
+
+
+def _filled(template: str, row: dict[str, Any], config: DataConfig) -> str:
     known = {name: "" if value is None else value for name, value in row.items()}
     try:
-        return config.prompt_template.format_map(known)
+        return template.format_map(known)
     except (KeyError, AttributeError, IndexError) as error:
         raise UserError(
             f"data.prompt_template={config.prompt_template!r} names a column that "
