@@ -88,8 +88,9 @@ def plain_text(table: pd.DataFrame) -> pd.DataFrame:
     A report cuts small tables into many smaller ones; columns of Arrow text, made for long tables,
     take a tenth of its time there.
     """
-    texts = table.select_dtypes("str").columns
-    return table.astype(dict.fromkeys(texts, "object"))
+    texts = list(table.select_dtypes("str").columns)
+    plain: pd.DataFrame = table.astype(dict.fromkeys(texts, "object"))
+    return plain
 
 
 def row_of(record: dict[str, Any]) -> dict[str, Any]:

@@ -53,8 +53,8 @@ def in_order(turns: Sequence[Mapping[Any, Any]]) -> list[Process]:
     found = []
     for number, turn in enumerate(turns):
         for side in SIDES:
-            started = turn[f"started_utc{side}"]
-            finished = turn.get(f"finished_utc{side}")
-            times = (started, started if missing(finished) else finished)
-            found.append(Process(*map(datetime.fromisoformat, times), number, side))
+            started = datetime.fromisoformat(turn[f"started_utc{side}"])
+            end = turn.get(f"finished_utc{side}")
+            finished = started if missing(end) else datetime.fromisoformat(end)
+            found.append(Process(started, finished, number, side))
     return sorted(found)
