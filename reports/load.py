@@ -88,7 +88,7 @@ def plain_text(table: pd.DataFrame) -> pd.DataFrame:
     A report cuts small tables into many smaller ones; columns of Arrow text, made for long tables,
     take a tenth of its time there.
     """
-    texts = list(table.select_dtypes("str").columns)
+    texts: list[str] = list(table.select_dtypes("str").columns)
     plain: pd.DataFrame = table.astype(dict.fromkeys(texts, "object"))
     return plain
 

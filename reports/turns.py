@@ -54,7 +54,7 @@ def in_order(turns: Sequence[Mapping[Any, Any]]) -> list[Process]:
     for number, turn in enumerate(turns):
         for side in SIDES:
             started = datetime.fromisoformat(turn[f"started_utc{side}"])
-            end = turn.get(f"finished_utc{side}")
+            end: Any = turn.get(f"finished_utc{side}")
             finished = started if missing(end) else datetime.fromisoformat(end)
             found.append(Process(started, finished, number, side))
     return sorted(found)
