@@ -11,6 +11,7 @@ One process is the case of one rank, in which nothing here communicates.
 import contextlib
 import datetime
 import math
+import platform
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -111,12 +112,12 @@ def accelerator_of(config: RunConfig) -> accelerate.Accelerator:
 
     Raises UserError where there are fewer devices than ranks.
     """
+    if config.device == "cuda":  # accelerate would take the CPU in its place
+        check_devices(config.launch.nproc)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     group = []
     if config.launch.nproc > 1:
-        if config.device == "cuda":
-            check_devices(config.launch.nproc)
         seconds = min(COLLECTIVE_TIMEOUT_SECONDS, config.launch.timeout_seconds)
         group = [InitProcessGroupKwargs(timeout=datetime.timedelta(seconds=seconds))]
     return accelerate.Accelerator(
@@ -129,6 +130,11 @@ def accelerator_of(config: RunConfig) -> accelerate.Accelerator:
 def check_devices(count: int) -> None:
     """UserError unless each of `count` ranks has a CUDA device of its own."""
     devices = torch.cuda.device_count()
+    if not devices:
+        raise UserError(
+            f"device=cuda was asked for, but torch sees no CUDA device on {platform.node()}; give "
+            "the job one, or use device=cpu."
+        )
     if count > devices:
         raise UserError(
             f"launch.nproc={count} needs as many CUDA devices, but this process sees {devices}; "
