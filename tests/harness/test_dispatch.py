@@ -207,25 +207,6 @@ def test_interrupted_it_ends_the_jobs_and_keeps_what_is_finished(
     assert not list((planned[0].study_dir / "dispatch").iterdir())
 
 
-def test_jobs_of_one_machine_take_devices_in_turn(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(dispatch_job.tempfile, "gettempdir", lambda: str(tmp_path))
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    devices = dispatch_job.visible_devices()
-    seen = []
-    with dispatch_job._own_device(devices):
-        seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
-        with dispatch_job._own_device(devices):
-            seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
-            with dispatch_job._own_device(devices):
-                seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
-    with dispatch_job._own_device(devices):
-        seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
-    assert seen == ["3", "5", "3", "3"]
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == "3,5"
-
-
 def test_engines_say_how_wide_they_are_and_what_they_need(
     hydra_engine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
