@@ -43,14 +43,22 @@ def check_optimizer(config: RunConfig) -> None:
 
 
 def check_resume(cell: "Cell") -> None:
-    """UserError unless `launch.resume_from` is a cell of this very run on other ranks."""
+    """UserError unless `launch.resume_from` is a stopped cell of this very run on other ranks.
+
+    Nothing is asked of it where the cell has a checkpoint or a result of its own.
+    """
     if cell.config.launch.resume_from is None:
         return
+    from harness.cell_lock import is_locked
     from harness.cells import job_config, run_id
     from harness.checkpoint import NAME
 
+    if (cell.directory / NAME).exists() or cell.finished() is not None:
+        return
     folder = Path(cell.config.launch.resume_from)
     told = f"launch.resume_from={folder}"
+    if is_locked(folder):
+        raise UserError(f"{told} is running; stop it, or wait for its result.")
     if not (folder / NAME).exists():
         raise UserError(f"{told} holds no {NAME}; name the folder of an unfinished cell.")
     job = store.read_json(folder / "job.json")
