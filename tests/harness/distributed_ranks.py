@@ -37,13 +37,15 @@ CASES += [("fsdp", "llama_tiny", name) for name in ("adam_mini", "muon")]
 class Trainer:
     """A model with its optimizer, on its ranks."""
 
-    def __init__(self, case: tuple[str, str, str], ranks: Ranks, seed: int = 0) -> None:
+    def __init__(
+        self, case: tuple[str, str, str], ranks: Ranks, seed: int = 0, precision: str = "fp32"
+    ) -> None:
         _, model, name = case
-        self.ranks = ranks
+        self.ranks, self.mixed = ranks, precision == "bf16_mixed"
         self.config = from_dict(OptimizerConfig, load_group("optimizer", name))
         shape = from_dict(ModelConfig, load_group("model", model))
         self.model = models.build_model(shape, 257, seed)
-        self.module = spread(self.model, ranks, "fp32")
+        self.module = spread(self.model, ranks, precision)
         self.optimizer = optimizers.build_optimizer(self.model, self.config)
 
     def advance(self, first: int, last: int) -> list[float]:
@@ -55,7 +57,8 @@ class Trainer:
         ids = torch.randint(0, 257, (8, 32), generator=generator).numpy()
         part, _ = self.ranks.share({"input_ids": ids}, 8 // self.ranks.count)
         own = torch.from_numpy(part["input_ids"])
-        loss = self.module(input_ids=own, labels=own).loss
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.mixed):
+            loss = self.module(input_ids=own, labels=own).loss
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
@@ -103,6 +106,14 @@ def compared(case: tuple[str, str, str], two: Ranks, folder: Path) -> dict[str, 
     return found
 
 
+def mixed(two: Ranks) -> dict[str, Any]:
+    """Losses in bf16_mixed of one process and of two ranks."""
+    case = ("fsdp", "llama_tiny", "adamw")
+    runs = {"one": Ranks(two.index), "two": two}
+    trainers = {name: Trainer(case, r, precision="bf16_mixed") for name, r in runs.items()}
+    return {name: trainer.advance(0, 4) for name, trainer in trainers.items()}
+
+
 def small_things(two: Ranks) -> dict[str, Any]:
     """Sums, lists and the check of DDP's weights, where ranks differ."""
     own = nn.Linear(2, 1)
@@ -128,6 +139,7 @@ def main() -> None:
     cpu, found = torch.device("cpu"), {}
     for case in CASES:
         found[case] = compared(case, Ranks(rank, 2, cpu, case[0]), folder)
+    found["mixed"] = mixed(Ranks(rank, 2, cpu, "fsdp"))
     found["small"] = small_things(Ranks(rank, 2, cpu, "ddp"))
     torch.save(found, folder / f"rank{rank}.pt")
     dist.barrier()

@@ -85,6 +85,16 @@ def test_a_checkpoint_continues_on_other_ranks(
         assert_close(results[way]["weights"], results[source]["weights"], results["lr"])
 
 
+def test_fsdp_computes_in_bfloat16_what_autocast_does(found: Found) -> None:
+    """To cast norms and the residual stream too changes the first loss by 1.5e-5 of it."""
+    for rank in found:
+        one, two = rank["mixed"]["one"], rank["mixed"]["two"]
+        np.testing.assert_allclose(two[0], one[0], rtol=2e-6)
+        # Each rank rounds its own gradients to bfloat16, which makes what follows differ.
+        np.testing.assert_allclose(two, one, rtol=1e-4)
+        assert len(set(two)) == 4
+
+
 def test_shards_of_the_state_add_up_to_one_state(found: Found) -> None:
     case = ("fsdp", "gpt2_tiny", "adamw")
     (one,), two = found[0][case]["one bytes"], found[0][case]["two bytes"]
