@@ -13,9 +13,10 @@ DDP.  As one device, and the buckets in which gradients travel: as many bytes as
 FSDP (Zhao et al., arXiv 2304.11277, sections 3 and 5; full shard, one unit a layer, the rest the
 root unit).  Every tensor is cut along dimension 0; the rank with the largest parts counts. State is
 the closed form of these parts. On top come gathered parameters of the root and of two layers (one
-computes, the next is fetched) and whole gradients of the root and of one layer, all in the dtype
-of the matrix products, and the activations of the rank's own micro-batch. With bf16_mixed FSDP
-gathers parameters in bfloat16 and casts inputs, so passes are those of bf16_pure.
+computes, the next is fetched), whole gradients of the root and of one layer, the buffer from which
+a unit's gradients are reduced (a copy of them in the dtype of the shards), and the activations of
+the rank's own micro-batch. With bf16_mixed layers gather their matrices in bfloat16; the root
+gathers in float32, and autocast's copy of its largest matrix, the head, lives beside it.
 """
 
 import math
@@ -68,18 +69,28 @@ def shard(specs: Sequence[ParameterSpec], ranks: int) -> list[ParameterSpec]:
     ]
 
 
-def units(specs: Sequence[ParameterSpec]) -> tuple[int, int]:
-    """Elements of the root unit, and of the largest layer; a layer is a number in the name."""
-    root = 0
-    layers: dict[str, int] = {}
+def units(specs: Sequence[ParameterSpec]) -> tuple[list[ParameterSpec], list[ParameterSpec]]:
+    """What the root unit holds, and what the largest layer; a layer is a number in the name."""
+    root: list[ParameterSpec] = []
+    layers: dict[str, list[ParameterSpec]] = {}
     for spec in specs:
         number = next((part for part in spec.name.split(".") if part.isdigit()), None)
-        count = math.prod(spec.shape)
-        if number is None:
-            root += count
-        else:
-            layers[number] = layers.get(number, 0) + count
-    return root, max(layers.values(), default=0)
+        (root if number is None else layers.setdefault(number, [])).append(spec)
+    return root, max(layers.values(), key=elements, default=[])
+
+
+def gathered(config: PlanConfig, specs: Sequence[ParameterSpec]) -> int:
+    """The most bytes of whole weights and gradients beside FSDP's shards on one rank."""
+    width, low = config.element_bytes, config.compute_bytes
+    root, layer = units(specs)
+    # In the dtype of the matrix products come the matrices of layers; experts (3-d) do not.
+    products = elements([spec for spec in layer if len(spec.shape) == 2])
+    one = low * products + width * (elements(layer) - products)
+    trained = [elements([spec for spec in unit if spec.trainable]) for unit in (root, layer)]
+    copy = low * max((math.prod(s.shape) for s in root), default=0) if low < width else 0
+    # The root's gradients are reduced when those of all layers have been.
+    passing = max(3 * one + width * trained[1], width * trained[0])
+    return 2 * width * elements(root) + copy + passing
 
 
 def estimate(
@@ -106,8 +117,7 @@ def estimate(
     if layout == DDP:
         moving = gradients
     if layout == FSDP:
-        root, layer = units(specs)
-        moving = config.compute_bytes * (2 * root + 3 * layer)
+        moving = gathered(config, specs)
         activations = peaks.activations
     if layout == FSDP or config.grad_accumulation > 1:
         backward = gradients + activations
