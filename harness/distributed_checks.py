@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness import store
 from harness.errors import UserError
-from harness.optimizers import find
+from harness.optimizers import shards
 from harness.schema_types import LaunchConfig, RunConfig
 
 if TYPE_CHECKING:
@@ -32,14 +32,13 @@ def computed(launch: dict[str, Any]) -> dict[str, Any]:
 
 def check_optimizer(config: RunConfig) -> None:
     """UserError where FSDP would have to cut what the optimizer needs whole."""
-    shards = find(config.optimizer.name).shards
-    if config.launch.nproc > 1 and config.launch.strategy == "fsdp":
-        if shards is None or not shards(config.optimizer):
-            name = config.optimizer.variant or config.optimizer.name
-            raise UserError(
-                f"optimizer {name} does not work on the shards of launch.strategy=fsdp; choose "
-                "launch.strategy=ddp."
-            )
+    cut = config.launch.nproc > 1 and config.launch.strategy == "fsdp"
+    if cut and not shards(config.optimizer):
+        name = config.optimizer.variant or config.optimizer.name
+        raise UserError(
+            f"optimizer {name} does not work on the shards of launch.strategy=fsdp; choose "
+            "launch.strategy=ddp."
+        )
 
 
 def check_resume(cell: "Cell") -> None:

@@ -36,6 +36,8 @@ ONE, DDP, FSDP = "one device", "ddp", "fsdp"
 class Estimate:
     """Of one rank, in bytes; None where gradients decide the state or a term is not known.
 
+    The state is not known either of an optimizer that does not step FSDP's shards.
+
     `activation_bytes` is the largest sum of live tensors beside parameters, gradients and state;
     `communication_bytes` are DDP's buckets, or what FSDP gathers. `peak_bytes` is below the sum of
     all, for gradients come as activations go.
@@ -112,6 +114,8 @@ def estimate(
     trainable = [spec for spec in held if spec.trainable]
     parameters, gradients = width * elements(held), width * elements(trainable)
     state = optimizers.state_bytes(optimizer, trainable, width)
+    if layout == FSDP and not optimizers.shards(optimizer):
+        state = None
     transient = optimizers.step_transient_bytes(optimizer, trainable, width)
     moving, activations, backward = 0, peaks.with_copies, peaks.with_gradients
     if layout == DDP:
