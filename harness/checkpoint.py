@@ -113,5 +113,10 @@ def load(setup: Setup, watch: LossWatch) -> Progress:
         progress = state["progress"][ranks.index]
     else:
         progress.peaks, progress.reserved = {}, {}
+        # One rank goes on with what all cards of the earlier ones took: the sum is recorded.
+        earlier = [part.energy_joules for part in state["progress"]]
+        known = [joules for joules in earlier if joules is not None]
+        whole = sum(known) if len(known) == len(earlier) else None
+        progress.energy_joules = 0.0 if ranks.index and whole is not None else whole
     progress.resumed_at_step = progress.step
     return progress

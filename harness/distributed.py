@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 # The group's own limit on a collective: longer than an evaluation or a checkpoint of one rank.
 COLLECTIVE_TIMEOUT_SECONDS = 600.0
-# What each rank measures for itself; the record's own value is that of rank 0.
+# What each rank measures for itself; the record's own value is that of rank 0, but for energy.
 EACH_RANK = (
     *("peak_bytes", "baseline_bytes", "parameter_bytes", "gradient_bytes"),
     *("optimizer_state_bytes", "optimizer_tables_bytes", "first_step_seconds"),
@@ -178,6 +178,8 @@ def rank_metrics(ranks: Ranks, metrics: dict[str, Any]) -> dict[str, Any]:
 
     `rank_peak_bytes` and so on; `all_ranks_optimizer_state_bytes` is the sum. Under FSDP the state
     bytes of a parameter are those of all ranks together, which hold one state between them.
+    `energy_joules` becomes the sum over the ranks, each of which has a card of its own; None where
+    one has no counter.
     """
     if ranks.count == 1:
         return {}
@@ -187,6 +189,10 @@ def rank_metrics(ranks: Ranks, metrics: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {f"rank_{key}": [values[key] for values in each] for key in keys}
     state = sum(found["rank_optimizer_state_bytes"])
     found["all_ranks_optimizer_state_bytes"] = state
+    if "energy_joules" in metrics:
+        joules = found.get("rank_energy_joules")
+        found["energy_joules"] = None if joules is None else sum(joules)
+        found["energy_method"] = None if joules is None else metrics["energy_method"]
     if ranks.sharded:
         found["state_bytes_per_parameter"] = state / metrics["parameters"]
     return found

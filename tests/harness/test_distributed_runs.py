@@ -214,6 +214,24 @@ def test_one_process_records_nothing_about_ranks() -> None:
     assert rank_metrics(Ranks(), {"peak_bytes": 1}) == {}
 
 
+class Neighbour(Ranks):
+    """Rank 0 of two, whose neighbour's card took 7 joules, or has no counter."""
+
+    joules: float | None = 7.0
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value, {**value, "energy_joules": self.joules} if self.joules else {}]
+
+
+def test_energy_is_that_of_all_cards() -> None:
+    ranks = Neighbour(0, 2)
+    own = {"energy_joules": 5.0, "energy_method": "nvml", "optimizer_state_bytes": 1}
+    found = rank_metrics(ranks, own)
+    assert (found["rank_energy_joules"], found["energy_joules"]) == ([5.0, 7.0], 12.0)
+    assert found["energy_method"] == "nvml"
+    assert "energy_joules" not in rank_metrics(ranks, {"optimizer_state_bytes": 1})
+
+
 def test_ranks_are_part_of_what_a_cell_is(make_run: MakeRun, tmp_path: Path) -> None:
     def identity(**launch: Any) -> tuple[str, str, dict[str, Any]]:
         config = cells.resolve(make_run(launch=launch))
@@ -223,7 +241,7 @@ def test_ranks_are_part_of_what_a_cell_is(make_run: MakeRun, tmp_path: Path) -> 
         return name, run, cells.blank_record(task, "cpu").config.get("launch", {})
 
     one = identity()
-    assert identity(strategy="fsdp", timeout_seconds=5.0) == one
+    assert identity(strategy="ddp", timeout_seconds=5.0) == one
     assert one[2] == {}
     two = identity(nproc=2)
     assert identity(nproc=2, strategy="ddp") == two
@@ -246,6 +264,7 @@ def test_ranks_are_part_of_what_a_cell_is(make_run: MakeRun, tmp_path: Path) -> 
             {"launch": {"nproc": 2, "strategy": "fsdp"}, "task": {"gradient_noise": 0.1}},
             "task.gradient_noise does not work with launch.strategy=fsdp",
         ),
+        ({"launch": {"strategy": "fsdp"}}, "launch.strategy=fsdp with launch.nproc=1 cuts nothing"),
         ({"launch": {"resume_from": "/nowhere"}}, "/nowhere holds no checkpoint.pt"),
     ],
 )

@@ -74,6 +74,12 @@ def test_a_checkpoint_of_the_same_run_is_continued(continued: Cell) -> None:
     assert load(continued, Other(said=4)).step == 4
 
 
+def test_the_energy_of_earlier_ranks_counts_once(continued: Cell) -> None:
+    """`source` took 5 J on one card; each rank adds its own, and the sum is recorded."""
+    parts = [load(continued, Other(index, said=4)).energy_joules for index in range(2)]
+    assert parts == [5.0, 0.0]
+
+
 def test_without_a_checkpoint_nothing_starts_afresh(continued: Cell, source: Cell) -> None:
     (source.directory / checkpoint.NAME).unlink()  # it has finished meanwhile
     with pytest.raises(UserError, match=f"{source.id} holds no checkpoint.pt any more"):
