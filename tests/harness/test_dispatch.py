@@ -15,6 +15,7 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from harness import app, dispatch_job, hydra_launchers, launcher, store
+from harness.cell_lock import locked
 from harness.cells import Cell, plan
 from harness.dispatch import MAX_LOSSES, Dispatcher
 from harness.errors import UserError
@@ -176,6 +177,28 @@ def test_a_cell_that_loses_every_worker_is_recorded_and_the_others_run(
     assert store.read_record(planned[0].directory).status == "crashed"
     assert engine.rounds[1:] == [[planned[0].id, planned[1].id], [planned[0].id]]
     assert len(happened(planned[1])) == 4
+
+
+def test_a_lost_cell_that_another_command_runs_gets_that_ones_result(
+    cells: Callable[[int], list[Cell]],
+) -> None:
+    (cell,) = cells(1)
+    cell.directory.mkdir(parents=True)
+    found: list[store.Record] = []
+
+    def lose() -> None:
+        found.append(launcher.record_loss(cell, "c", "It was lost.", lambda values: None))
+
+    with locked(cell, lambda values: None, lambda: False):
+        losing = threading.Thread(target=lose)
+        losing.start()
+        losing.join(0.3)
+        assert losing.is_alive()
+        assert not (cell.directory / store.RECORD_FILE).exists()
+        without_training(cell, launcher.job(cell, 1, "c"))
+    losing.join(10)
+    assert [record.status for record in found] == ["done"]
+    assert store.read_record(cell.directory).status == "done"
 
 
 def test_after_the_deadline_no_cell_starts(cells: Callable[[int], list[Cell]]) -> None:
