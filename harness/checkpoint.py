@@ -76,9 +76,10 @@ def _read(setup: Setup) -> dict[str, Any] | None:
         path = Path(other) / NAME
     try:
         # Our own file of this run; it holds plain Python objects beside tensors. Shards are cut
-        # from whole tensors, which need not all be on the device.
-        place = "cpu" if setup.ranks.sharded else setup.device
-        state: dict[str, Any] = torch.load(path, map_location=place, weights_only=False)
+        # from whole tensors, which need not all be on the device, nor in memory once a rank.
+        cut = setup.ranks.sharded
+        place = "cpu" if cut else setup.device
+        state: dict[str, Any] = torch.load(path, place, weights_only=False, mmap=cut)
     except FileNotFoundError:
         if other is not None:
             raise UserError(f"launch.resume_from={other} holds no {NAME} any more.") from None

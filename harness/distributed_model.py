@@ -140,8 +140,13 @@ def load_optimizer_state(
         {**group, "params": [names[number] for number in group["params"]]}
         for group in state["param_groups"]
     ]
+    # What is cut is copied; a number would stay in the file that the checkpoint is mapped from.
+    scalars = {
+        number: {k: v.clone() for k, v in values.items() if torch.is_tensor(v) and not v.dim()}
+        for number, values in state["state"].items()
+    }
     named: Any = {
-        "state": {names[number]: values for number, values in state["state"].items()},
+        "state": {names[n]: values | scalars[n] for n, values in state["state"].items()},
         "param_groups": groups,
     }
     set_optimizer_state_dict(model, optimizer, named, options=_whole(offload=False))
