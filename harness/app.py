@@ -97,14 +97,15 @@ def _run() -> int:
     options = runs[0].launch
     if not options.dry_run:
         trackers.check(run.tracker for run in runs)
-    plan = Plan(requests)
+    engine = engines[0] if engines and not engines[0].is_basic else None
+    plan = Plan(requests, workers=engine)
     if options.dry_run:
         print(sweep.dry_run(plan.known()))
         return 0
     minutes = options.time_budget_minutes
     limits = sweep.Limits(options.limit, None if minutes is None else 60 * minutes)
     command = shlex.join(["gefen-bench", *described])
-    runner = Dispatcher(engines[0]) if engines and not engines[0].is_basic else None
+    runner = None if engine is None else Dispatcher(engine)
     outcome = sweep.Sweep(plan, command, limits, runner=runner).run()
     return _conclude(plan, outcome)
 

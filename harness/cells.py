@@ -9,7 +9,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness import data, distributed_checks, model_inputs, models, optimizers, provenance, store
+from harness import (
+    data,
+    devices,
+    distributed_checks,
+    model_inputs,
+    models,
+    optimizers,
+    provenance,
+    store,
+)
 from harness.data.model_files import check_length, fingerprint
 from harness.errors import UserError
 from harness.schema import DataConfig, RunConfig, from_dict, to_dict, validate
@@ -48,10 +57,10 @@ class Cell:
         return record if record.is_result else None
 
 
-def resolve(config: RunConfig) -> RunConfig:
+def resolve(config: RunConfig, here: bool = True) -> RunConfig:
     """Fill in what defaults leave open (seeds, rate, device) so that identity is explicit.
 
-    Raises UserError when `device=cuda` is asked for and none is there.
+    Raises UserError when `device=cuda` is asked for `here` and none is there.
     """
     validate(config)
     return replace(
@@ -64,7 +73,7 @@ def resolve(config: RunConfig) -> RunConfig:
         seed=_common_seed(config),
         model_seed=config.seed if config.model_seed is None else config.model_seed,
         data_seed=config.seed if config.data_seed is None else config.data_seed,
-        device=_device(config.device),
+        device=devices.resolved(config.device, here),
         launch=distributed_checks.resolved(config.launch),
     )
 
@@ -81,18 +90,6 @@ def _common_seed(config: RunConfig) -> int:
     parts = {config.model_seed, config.data_seed} - {None}
     both = config.model_seed is not None and config.model_seed == config.data_seed
     return parts.pop() or 0 if both else config.seed
-
-
-def _device(name: str) -> str:
-    if name == "cpu":
-        return name
-    import torch
-
-    if torch.cuda.is_available():
-        return "cuda"
-    if name == "cuda":
-        raise UserError("device=cuda was asked for, but torch sees no CUDA device; use device=cpu.")
-    return "cpu"
 
 
 def cell_id(config: RunConfig, data_hash: str, code_hash: str) -> str:
@@ -152,11 +149,12 @@ class Planner:
     """Turns configurations into cells; the code's hash is taken once, data is prepared once.
 
     A command plans all of its cells with one planner, so that code changed in between is noticed
-    by the workers instead of giving a study cells of two versions.
+    by the workers instead of giving a study cells of two versions. `workers` are those of the
+    engine that will run the cells, None where this process will.
     """
 
-    def __init__(self, progress: bool = True) -> None:
-        self.progress = progress
+    def __init__(self, progress: bool = True, workers: devices.Workers | None = None) -> None:
+        self.progress, self._workers = progress, workers
         self.code_hash = provenance.code_hash()
         self._data_hashes: dict[str, str] = {}
 
@@ -169,11 +167,13 @@ class Planner:
         for config in configs:
             validate(config)
             optimizers.check(config.optimizer)
+            devices.check(config, self._workers)
             distributed_checks.check_optimizer(config)
             models.check(config.model)
             check_length(config.model.path, config.seq_len)
             data.check(config.data, cache_dir(config) / "data")
-        cells = [self._cell(resolve(config)) for config in configs]
+        here = self._workers is None or self._workers.shares_machine
+        cells = [self._cell(resolve(config, here)) for config in configs]
         for cell in cells:
             distributed_checks.check_resume(cell)
         return cells

@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,6 +14,7 @@ from harness.distributed_model import (
     model_state,
     optimizer_state,
 )
+from harness.errors import UserError
 from harness.meters.stability import LossWatch
 from harness.setup import Row, Setup
 
@@ -67,24 +69,41 @@ def save(setup: Setup, progress: Progress, watch: LossWatch) -> None:
     os.replace(temporary, path)
 
 
+def _read(setup: Setup) -> dict[str, Any] | None:
+    """What `save` wrote: for this cell, else for that of `launch.resume_from`; None without any."""
+    other, path = setup.config.launch.resume_from, setup.directory / NAME
+    if not path.exists() and other is not None:
+        path = Path(other) / NAME
+    try:
+        # Our own file of this run; it holds plain Python objects beside tensors. Shards are cut
+        # from whole tensors, which need not all be on the device, nor in memory once a rank.
+        cut = setup.ranks.sharded
+        place = "cpu" if cut else setup.device
+        state: dict[str, Any] = torch.load(path, place, weights_only=False, mmap=cut)
+    except FileNotFoundError:
+        if other is not None:
+            raise UserError(f"launch.resume_from={other} holds no {NAME} any more.") from None
+        return None
+    run = run_id(setup.config, setup.job["data_hash"], setup.job["code_hash"])
+    if state["id"] == setup.job["id"] or (other is not None and state["run"] == run):
+        return state
+    if other is not None:
+        raise UserError(f"{path} of launch.resume_from={other} is that of another run.")
+    return None
+
+
 def load(setup: Setup, watch: LossWatch) -> Progress:
     """Continue from the checkpoint of an earlier attempt at this very cell, if there is one.
 
     Else from that of `launch.resume_from`: the same run on other ranks, whose times and losses are
-    kept, but not its peaks.
+    kept, but not its peaks. Raises UserError where that has none, and RuntimeError where the ranks
+    found different steps.
     """
-    ranks, path = setup.ranks, setup.directory / NAME
-    other = setup.config.launch.resume_from
-    if not path.exists() and other is not None:
-        path = Path(other) / NAME
-    if not path.exists():
-        return Progress()
-    # Our own file of this run; it holds plain Python objects beside tensors. Shards are cut from
-    # whole tensors, which need not all be on the device.
-    place = "cpu" if ranks.sharded else setup.device
-    state = torch.load(path, map_location=place, weights_only=False)
-    run = run_id(setup.config, setup.job["data_hash"], setup.job["code_hash"])
-    if state["id"] != setup.job["id"] and (other is None or state["run"] != run):
+    ranks, state = setup.ranks, _read(setup)
+    steps = ranks.gather(None if state is None else state["progress"][0].step)
+    if len(set(steps)) > 1:  # it was written, or deleted, while they read it
+        raise RuntimeError(f"The ranks found checkpoints of different steps: {steps}.")
+    if state is None:
         return Progress()
     load_model_state(setup.model, state["model"], ranks)
     load_optimizer_state(setup.model, setup.optimizer, state["optimizer"], ranks)
@@ -95,5 +114,10 @@ def load(setup: Setup, watch: LossWatch) -> Progress:
         progress = state["progress"][ranks.index]
     else:
         progress.peaks, progress.reserved = {}, {}
+        # One rank goes on with what all cards of the earlier ones took: the sum is recorded.
+        earlier = [part.energy_joules for part in state["progress"]]
+        known = [joules for joules in earlier if joules is not None]
+        whole = sum(known) if len(known) == len(earlier) else None
+        progress.energy_joules = 0.0 if ranks.index and whole is not None else whole
     progress.resumed_at_step = progress.step
     return progress

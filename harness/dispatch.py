@@ -10,6 +10,7 @@ import shutil
 import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -103,12 +104,14 @@ class Dispatcher:
                     clean = turn.stop()
                 for cell in turn.skipped:
                     del left[cell.id]
-                yield from self._lost(turn, left, command)
+                yield from self._lost(turn, left, command, report)
         finally:
             if clean and not self._losses:  # else a queued job, or a person, wants to read it
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def _lost(self, turn: "_Round", left: dict[str, Cell], command: str) -> Iterator[Ended]:
+    def _lost(
+        self, turn: "_Round", left: dict[str, Cell], command: str, report: Report
+    ) -> Iterator[Ended]:
         """Count the losses of a round; yields the cells that have had too many."""
         lost = [cell for cell in turn.cells if cell.id in left and turn.began(cell)]
         if left and not lost and not turn.ended:
@@ -117,7 +120,7 @@ class Dispatcher:
             self._losses[cell.id] = self._losses.get(cell.id, 0) + 1
             if self._losses[cell.id] >= MAX_LOSSES:
                 reason = f"Its worker was lost {MAX_LOSSES} times. {turn.reason()}"
-                record = cell.finished() or record_loss(cell, command, reason)
+                record = record_loss(cell, command, reason, partial(report, cell))
                 yield Ended(left.pop(cell.id), record, 0.0)
 
 

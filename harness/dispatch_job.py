@@ -23,7 +23,7 @@ from harness.schema import RunConfig, from_dict, to_dict
 PLAN_FILE, PROGRESS_FILE, OUTCOME_FILE = "plan.json", "progress.json", "outcome.json"
 STOP_FILE = "stop"  # beside the jobs' folders: no job starts, and those that run end
 PROGRESS_SECONDS = 1.0
-MAX_SLOTS = 1024
+DEVICE_POLL_SECONDS = 0.5
 
 Launch = Callable[..., store.Record]
 
@@ -60,17 +60,31 @@ def run(config: Any) -> None:
 def run_planned(folder: Path, launch: Launch) -> None:
     """Run the cell that is planned in `folder`, unless the sweep has stopped or its time is over.
 
-    KeyboardInterrupt (also through the stop file) leaves no outcome.
+    It waits for a device of its own where devices are shared out. KeyboardInterrupt (also through
+    the stop file) leaves no outcome.
     """
     stop = folder.parent / STOP_FILE
     if stop.exists() or not (folder / PLAN_FILE).exists():
         return  # a job that waited in a queue for longer than its sweep
     plan = store.read_json(folder / PLAN_FILE)
-    if plan["deadline"] is not None and time.time() >= plan["deadline"]:
-        store.write_json_atomic(folder / OUTCOME_FILE, {"skipped": True})
-        return
+
+    def too_late() -> bool:
+        return plan["deadline"] is not None and time.time() >= plan["deadline"]
+
+    devices = plan["devices"] if plan["config"]["device"] == "cuda" else []
+    with _own_device(devices, lambda: stop.exists() or too_late()):
+        if stop.exists():
+            return
+        if too_late():
+            store.write_json_atomic(folder / OUTCOME_FILE, {"skipped": True})
+        else:
+            _run(plan, folder, launch)
+
+
+def _run(plan: dict[str, Any], folder: Path, launch: Launch) -> None:
+    stop = folder.parent / STOP_FILE
     progress = _Progress(folder / PROGRESS_FILE)
-    progress({"phase": "starting"})
+    progress({"phase": "starting"})  # from here on the cell is in this worker's hands
     os.chdir(plan["folder"])  # `root` and data may be relative to where the command was given
     cell = Cell(
         plan["id"],
@@ -81,8 +95,7 @@ def run_planned(folder: Path, launch: Launch) -> None:
     )
     started = time.monotonic()
     try:
-        with _own_device(plan["devices"] if cell.config.device == "cuda" else []):
-            record = launch(cell, plan["command"], progress, stop.exists)
+        record = launch(cell, plan["command"], progress, stop.exists)
         # With the record: a network disk may show the parent an old state of the cell's folder.
         outcome: dict[str, Any] = {
             "seconds": time.monotonic() - started,
@@ -112,18 +125,19 @@ class _Progress:
 
 
 @contextlib.contextmanager
-def _own_device(devices: list[str]) -> Iterator[None]:
-    """Show this process one of `devices` alone: the lowest slot that is free on this machine.
+def _own_device(devices: list[str], given_up: Callable[[], bool]) -> Iterator[None]:
+    """Show this process one of `devices` alone, the first that no other job here has.
 
-    A slot is a locked file, so the kernel frees it with its process; more workers than devices
-    take turns round them. Cells of other commands on the machine hold slots too.
+    Where all are taken it waits: two cells on one device would run out of memory together, which
+    stays as their result. Cells of other commands on the machine hold devices too. Where
+    `given_up` comes first there is none, and nothing may be started.
     """
-    if not devices:
-        yield
-        return
     before = os.environ.get("CUDA_VISIBLE_DEVICES")
-    with _slot() as slot:
-        os.environ["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
+    with _free(devices, given_up) as device:
+        if device is None:
+            yield
+            return
+        os.environ["CUDA_VISIBLE_DEVICES"] = device
         try:
             yield
         finally:
@@ -134,18 +148,24 @@ def _own_device(devices: list[str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _slot() -> Iterator[int]:
-    folder = Path(tempfile.gettempdir()) / f"gefen-bench-slots-{os.getuid()}"
+def _free(devices: list[str], given_up: Callable[[], bool]) -> Iterator[str | None]:
+    """A device whose file this process has locked; the kernel frees it with the process.
+
+    None where there are no devices to share out, or when `given_up`.
+    """
+    folder = Path(tempfile.gettempdir()) / f"gefen-bench-devices-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    for number in range(MAX_SLOTS):
-        with (folder / str(number)).open("w") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            yield number
-            return
-    raise UserError(f"All {MAX_SLOTS} device slots in {folder} are taken.")
+    while devices and not given_up():
+        for device in devices:
+            with (folder / device.replace("/", "_")).open("w") as handle:
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue
+                yield device
+                return
+        time.sleep(DEVICE_POLL_SECONDS)
+    yield None
 
 
 def visible_devices() -> list[str]:

@@ -11,6 +11,7 @@ One process is the case of one rank, in which nothing here communicates.
 import contextlib
 import datetime
 import math
+import platform
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 # The group's own limit on a collective: longer than an evaluation or a checkpoint of one rank.
 COLLECTIVE_TIMEOUT_SECONDS = 600.0
-# What each rank measures for itself; the record's own value is that of rank 0.
+# What each rank measures for itself; the record's own value is that of rank 0, but for energy.
 EACH_RANK = (
     *("peak_bytes", "baseline_bytes", "parameter_bytes", "gradient_bytes"),
     *("optimizer_state_bytes", "optimizer_tables_bytes", "first_step_seconds"),
@@ -111,12 +112,12 @@ def accelerator_of(config: RunConfig) -> accelerate.Accelerator:
 
     Raises UserError where there are fewer devices than ranks.
     """
+    if config.device == "cuda":  # accelerate would take the CPU in its place
+        check_devices(config.launch.nproc)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     group = []
     if config.launch.nproc > 1:
-        if config.device == "cuda":
-            check_devices(config.launch.nproc)
         seconds = min(COLLECTIVE_TIMEOUT_SECONDS, config.launch.timeout_seconds)
         group = [InitProcessGroupKwargs(timeout=datetime.timedelta(seconds=seconds))]
     return accelerate.Accelerator(
@@ -129,6 +130,11 @@ def accelerator_of(config: RunConfig) -> accelerate.Accelerator:
 def check_devices(count: int) -> None:
     """UserError unless each of `count` ranks has a CUDA device of its own."""
     devices = torch.cuda.device_count()
+    if not devices:
+        raise UserError(
+            f"device=cuda was asked for, but torch sees no CUDA device on {platform.node()}; give "
+            "the job one, or use device=cpu."
+        )
     if count > devices:
         raise UserError(
             f"launch.nproc={count} needs as many CUDA devices, but this process sees {devices}; "
@@ -172,6 +178,8 @@ def rank_metrics(ranks: Ranks, metrics: dict[str, Any]) -> dict[str, Any]:
 
     `rank_peak_bytes` and so on; `all_ranks_optimizer_state_bytes` is the sum. Under FSDP the state
     bytes of a parameter are those of all ranks together, which hold one state between them.
+    `energy_joules` becomes the sum over the ranks, each of which has a card of its own; None where
+    one has no counter.
     """
     if ranks.count == 1:
         return {}
@@ -181,6 +189,10 @@ def rank_metrics(ranks: Ranks, metrics: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {f"rank_{key}": [values[key] for values in each] for key in keys}
     state = sum(found["rank_optimizer_state_bytes"])
     found["all_ranks_optimizer_state_bytes"] = state
+    if "energy_joules" in metrics:
+        joules = found.get("rank_energy_joules")
+        found["energy_joules"] = None if joules is None else sum(joules)
+        found["energy_method"] = None if joules is None else metrics["energy_method"]
     if ranks.sharded:
         found["state_bytes_per_parameter"] = state / metrics["parameters"]
     return found

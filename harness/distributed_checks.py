@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness import store
 from harness.errors import UserError
-from harness.optimizers import find
+from harness.optimizers import shards
 from harness.schema_types import LaunchConfig, RunConfig
 
 if TYPE_CHECKING:
@@ -32,25 +32,32 @@ def computed(launch: dict[str, Any]) -> dict[str, Any]:
 
 def check_optimizer(config: RunConfig) -> None:
     """UserError where FSDP would have to cut what the optimizer needs whole."""
-    shards = find(config.optimizer.name).shards
-    if config.launch.nproc > 1 and config.launch.strategy == "fsdp":
-        if shards is None or not shards(config.optimizer):
-            name = config.optimizer.variant or config.optimizer.name
-            raise UserError(
-                f"optimizer {name} does not work on the shards of launch.strategy=fsdp; choose "
-                "launch.strategy=ddp."
-            )
+    cut = config.launch.nproc > 1 and config.launch.strategy == "fsdp"
+    if cut and not shards(config.optimizer):
+        name = config.optimizer.variant or config.optimizer.name
+        raise UserError(
+            f"optimizer {name} does not work on the shards of launch.strategy=fsdp; choose "
+            "launch.strategy=ddp."
+        )
 
 
 def check_resume(cell: "Cell") -> None:
-    """UserError unless `launch.resume_from` is a cell of this very run on other ranks."""
+    """UserError unless `launch.resume_from` is a stopped cell of this very run on other ranks.
+
+    Nothing is asked of it where the cell has a checkpoint or a result of its own.
+    """
     if cell.config.launch.resume_from is None:
         return
+    from harness.cell_lock import is_locked
     from harness.cells import job_config, run_id
     from harness.checkpoint import NAME
 
+    if (cell.directory / NAME).exists() or cell.finished() is not None:
+        return
     folder = Path(cell.config.launch.resume_from)
     told = f"launch.resume_from={folder}"
+    if is_locked(folder):
+        raise UserError(f"{told} is running; stop it, or wait for its result.")
     if not (folder / NAME).exists():
         raise UserError(f"{told} holds no {NAME}; name the folder of an unfinished cell.")
     job = store.read_json(folder / "job.json")

@@ -27,6 +27,10 @@ def spread(model: "nn.Module", ranks: Ranks, precision: str) -> "nn.Module":
 
     FSDP cuts `model` itself, one unit for each layer and the rest a unit, and moves the shards to
     the device; DDP wraps it. Every rank must have built the same weights. One process gets `model`.
+
+    bf16_mixed is autocast's, on one process as under both strategies. Layers alone gather their
+    matrices in bfloat16, to which autocast would cast them anyway: its own copies would live from
+    the forward pass of a layer until its backward pass, a whole model on each rank.
     """
     if ranks.count == 1:
         return model
@@ -36,12 +40,17 @@ def spread(model: "nn.Module", ranks: Ranks, precision: str) -> "nn.Module":
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    options: dict[str, Any] = {"mesh": init_device_mesh(ranks.device.type, (ranks.count,))}
+    mesh = init_device_mesh(ranks.device.type, (ranks.count,))
+    products: dict[str, Any] = {}
     if precision == "bf16_mixed":
-        options["mp_policy"] = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
+        low = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+        products["mp_policy"] = low
     for layer in layers(model):
-        fully_shard(layer, **options)
-    fully_shard(model, **options)
+        if products:
+            for module in uncast(layer):
+                fully_shard(module, mesh=mesh)
+        fully_shard(layer, mesh=mesh, **products)
+    fully_shard(model, mesh=mesh)
     return model
 
 
@@ -49,6 +58,15 @@ def layers(model: "nn.Module") -> list["nn.Module"]:
     """The modules that transformers says are never to be split, as accelerate takes them."""
     names = set(getattr(model, "_no_split_modules", None) or ())
     return [module for module in model.modules() if type(module).__name__ in names]
+
+
+def uncast(layer: "nn.Module") -> list["nn.Module"]:
+    """The modules of a layer that autocast leaves some weight of in float32: norms, experts."""
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    own = (m for m in layer.modules() if any(True for _ in m.parameters(recurse=False)))
+    return [module for module in own if not isinstance(module, (nn.Linear, Conv1D))]
 
 
 def reshard(module: "nn.Module", ranks: Ranks) -> None:
@@ -122,8 +140,13 @@ def load_optimizer_state(
         {**group, "params": [names[number] for number in group["params"]]}
         for group in state["param_groups"]
     ]
+    # What is cut is copied; a number would stay in the file that the checkpoint is mapped from.
+    scalars = {
+        number: {k: v.clone() for k, v in values.items() if torch.is_tensor(v) and not v.dim()}
+        for number, values in state["state"].items()
+    }
     named: Any = {
-        "state": {names[number]: values for number, values in state["state"].items()},
+        "state": {names[n]: values | scalars[n] for n, values in state["state"].items()},
         "param_groups": groups,
     }
     set_optimizer_state_dict(model, optimizer, named, options=_whole(offload=False))

@@ -70,15 +70,17 @@ class Estimator:
         known = _known(record, folder)
         if known is not None:
             self._known.append(known)
-            self._answers.clear()
+            self._answers = {}
 
     def estimate(self, config: RunConfig) -> Estimate | None:
         """What a planned cell takes, or None where no record compares."""
         values = to_dict(config)
         traits, key = _traits(values, config.study.name), json.dumps(_shape(values))
-        if key not in self._answers:
-            self._answers[key] = self._nearest(traits, values)
-        return self._answers[key]
+        # Kept here too: the live table's thread asks while `learn` empties the answers.
+        answers = self._answers
+        if key not in answers:
+            answers[key] = self._nearest(traits, values)
+        return answers[key]
 
     def _nearest(self, traits: dict[str, Any], config: dict[str, Any]) -> Estimate | None:
         same = [

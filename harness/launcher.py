@@ -39,10 +39,19 @@ def launch(
         return _run(cell, task, on_progress, stopped)
 
 
-def record_loss(cell: Cell, command: str, error: str) -> store.Record:
-    """Record as crashed a cell that was lost together with the process that called `launch`."""
-    task = job(cell, max(1, _next_attempt(cell.directory) - 1), command)
-    return _failed(cell, blank_record(task, cell.config.device), "crashed", error, {})
+def record_loss(cell: Cell, command: str, error: str, on_progress: OnProgress) -> store.Record:
+    """Record as crashed a cell that was lost together with the process that called `launch`.
+
+    Where another process runs it by now, or has, its result is waited for and taken, as `launch`
+    does.
+    """
+    cell.directory.mkdir(parents=True, exist_ok=True)
+    with locked(cell, on_progress, stopped=lambda: False):
+        finished = cell.finished()
+        if finished is not None:
+            return finished
+        task = job(cell, max(1, _next_attempt(cell.directory) - 1), command)
+        return _failed(cell, blank_record(task, cell.config.device), "crashed", error, {})
 
 
 def _next_attempt(directory: Path) -> int:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from harness import store
 from harness.cells import Cell, Planner
+from harness.devices import Workers
 from harness.schema import RunConfig
 from harness.search import Point, Rates, Search
 
@@ -54,12 +55,14 @@ class _Entry:
 class Plan:
     """Grows as records come in; `answer` hands it a record of this command's own."""
 
-    def __init__(self, requests: list[Request], progress: bool = True) -> None:
+    def __init__(
+        self, requests: list[Request], progress: bool = True, workers: Workers | None = None
+    ) -> None:
         """Check and name every cell that is known from the start, before anything runs.
 
-        Raises UserError with one sentence.
+        `workers` will run them, None for this process. Raises UserError with one sentence.
         """
-        self._planner = Planner(progress)
+        self._planner = Planner(progress, workers)
         self._answers: dict[str, store.Record] = {}
         self._entries = [_Entry(request, {}) for request in requests]
         starts = [(e, p) for e in self._entries for p in e.request.search.state(_unknown).points]

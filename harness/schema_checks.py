@@ -100,6 +100,8 @@ def _validate_launch(launch: LaunchConfig) -> None:
     _at_least("launch.nproc", launch.nproc, 1)
     if launch.strategy is not None:
         _one_of("launch.strategy", launch.strategy, STRATEGIES)
+    if launch.strategy == "fsdp" and launch.nproc == 1:
+        raise UserError("launch.strategy=fsdp with launch.nproc=1 cuts nothing; choose nproc >= 2.")
     _above_zero("launch.timeout_seconds", launch.timeout_seconds)
     if launch.limit is not None:
         _at_least("launch.limit", launch.limit, 1)

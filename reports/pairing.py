@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from reports.load import TOKEN_LOSS
-from reports.values import capped, metric
+from reports.values import capped, metric, sharded
 
 COMPARED = ("data_hash", "code_hash", "device", "precision", "ranks")
 NAMES = {"data_hash": "data hash", "code_hash": "code hash", "planned_steps": "steps"}
@@ -86,12 +86,24 @@ def counted(runs: pd.DataFrame) -> pd.DataFrame:
 
     A cell that failed may have counted none or a part of its state before it did; only training
     that diverged had built all of it. Probes under a memory cap ask another question. Tables that
-    an optimizer keeps outside its state count where the record has them.
+    an optimizer keeps outside its state count where the record has them. Under FSDP all ranks hold
+    one state between them: theirs are added up, since `parameters` are those of the whole model.
     """
     diverged = runs["status"].eq("diverged") & runs["task"].isin(TOKEN_LOSS)
     whole = runs[(runs["status"].eq("done") | diverged) & ~capped(runs)]
-    state, tables = metric(whole, "optimizer_state_bytes"), metric(whole, "optimizer_tables_bytes")
+    cut = sharded(whole)
+    state = metric(whole, "optimizer_state_bytes")
+    state = state.where(~cut, metric(whole, "all_ranks_optimizer_state_bytes"))
+    tables = metric(whole, "optimizer_tables_bytes").where(~cut, rank_tables(whole))
     return whole.assign(held_bytes=state + tables.fillna(0))[state > 0]
+
+
+def rank_tables(cells: pd.DataFrame) -> pd.Series:
+    """Bytes of the tables of all ranks of each cell; nan where the record does not list them."""
+    if "rank_optimizer_tables_bytes" not in cells:
+        return pd.Series(float("nan"), index=cells.index)
+    listed = cells["rank_optimizer_tables_bytes"]
+    return listed.map(lambda sizes: float(sum(sizes)) if isinstance(sizes, list) else float("nan"))
 
 
 def match_states(runs: pd.DataFrame, baseline: str, allowed: Sequence[str] = ()) -> pd.DataFrame:

@@ -39,6 +39,12 @@ def capped(runs: pd.DataFrame) -> pd.Series:
     return setting(runs, "task", "memory_cap_gib").notna()
 
 
+def sharded(runs: pd.DataFrame) -> pd.Series:
+    """True for cells whose state FSDP cut over several ranks; byte metrics are those of rank 0."""
+    several = setting(runs, "launch", "nproc").fillna(1).astype("int64") > 1
+    return several & setting(runs, "launch", "strategy").eq("fsdp")
+
+
 def rates(runs: pd.DataFrame) -> pd.Series:
     """The peak learning rate of each cell: `lr` x `lr_factor`."""
     factor = setting(runs, "optimizer", "lr_factor")

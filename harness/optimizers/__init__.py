@@ -13,6 +13,7 @@ from harness.optimizers.registry import (
     instruments,
     preload,
     prepare,
+    shards,
     state_bytes,
     step_transient_bytes,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "instruments",
     "preload",
     "prepare",
+    "shards",
     "state_bytes",
     "step_transient_bytes",
 ]

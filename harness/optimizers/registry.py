@@ -118,6 +118,12 @@ def build_optimizer(model: "nn.Module", config: OptimizerConfig) -> "Optimizer":
         raise UserError(f"optimizer {config.name!r} refuses its settings: {reason}.") from error
 
 
+def shards(config: OptimizerConfig) -> bool:
+    """Whether it steps parameters that FSDP2 has cut. UserError for an unknown optimizer."""
+    answer = find(config.name).shards
+    return answer is not None and answer(config)
+
+
 def prepare(config: OptimizerConfig) -> float:
     """Build what the optimizer compiles once a machine; the seconds that took, 0 for nothing."""
     build = find(config.name).prepare

@@ -2,7 +2,8 @@
 
 Predicted with nothing but the record's configuration. State: counted bytes against the registry's
 closed form. Peak: the record's `peak_bytes` (on a CPU the growth of the resident set over the
-process after its imports, on CUDA the allocator's) against the peak of one device.
+process after its imports, on CUDA the allocator's) against the peak of one device, or of a rank
+under DDP or FSDP: both are those of rank 0, which has the largest shards.
 
 The plan counts tensors. A CPU process takes more: glibc keeps blocks under 32 MiB in a heap whose
 holes stay resident, and an optimizer may hold temporaries that its entry does not state. With a
@@ -16,6 +17,7 @@ from typing import Any
 from harness import store
 from harness.errors import UserError
 from harness.planner.config import PlanConfig
+from harness.planner.memory import DDP, FSDP, ONE
 from harness.planner.plan import estimate
 from harness.schema import ModelConfig, OptimizerConfig, from_dict
 
@@ -81,7 +83,8 @@ def compare(record: store.Record, folder: str = "") -> Comparison:
     metrics, values = record.metrics, record.config
     config = planned(values)
     optimizer = config.optimizers[0]
-    guess = estimate(config, optimizer, checkpointing=config.model.activation_checkpointing)
+    again = config.model.activation_checkpointing
+    guess = estimate(config, optimizer, *_layout(values), checkpointing=again)
     state, peak = int(metrics["optimizer_state_bytes"]), int(metrics["peak_bytes"])
     device = "cuda" if str(metrics["memory_method"]).startswith("cuda") else "cpu"
     return Comparison(
@@ -98,6 +101,13 @@ def compare(record: store.Record, folder: str = "") -> Comparison:
         guess.peak_bytes,
         _error(guess.peak_bytes, peak),
     )
+
+
+def _layout(values: dict[str, Any]) -> tuple[str, int]:
+    """How the cell of a record was spread, and over how many ranks; rank 0's bytes are recorded."""
+    launch = values.get("launch") or {}  # records of one process have none
+    ranks = launch.get("nproc", 1)
+    return (ONE if ranks == 1 else FSDP if launch["strategy"] == "fsdp" else DDP), ranks
 
 
 def planned(values: dict[str, Any]) -> PlanConfig:

@@ -11,11 +11,14 @@ DDP.  As one device, and the buckets in which gradients travel: as many bytes as
 (torch DistributedDataParallel, `gradient_as_bucket_view=False`, the default).
 
 FSDP (Zhao et al., arXiv 2304.11277, sections 3 and 5; full shard, one unit a layer, the rest the
-root unit).  Every tensor is cut along dimension 0; the rank with the largest parts counts. State is
-the closed form of these parts. On top come gathered parameters of the root and of two layers (one
-computes, the next is fetched) and whole gradients of the root and of one layer, all in the dtype
-of the matrix products, and the activations of the rank's own micro-batch. With bf16_mixed FSDP
-gathers parameters in bfloat16 and casts inputs, so passes are those of bf16_pure.
+root unit). Every tensor is cut along dimension 0; the rank with the largest parts counts. State is
+the closed form of these parts, which is too large where an optimizer decides by the size of the
+whole tensor (Gefen under 4,096 elements) and a part is smaller: 30 % for a model of 0.1 M on two
+ranks. On top come gathered parameters of the root and of two layers (one computes, the next is
+fetched), whole gradients of the root and of one layer, the buffer from which a unit's gradients are
+reduced (a copy of them in the dtype of the shards), and the activations of the rank's own micro-
+batch. With bf16_mixed layers gather their matrices in bfloat16; the root gathers in float32, and
+autocast's copy of its largest matrix, the head, lives beside it.
 """
 
 import math
@@ -34,6 +37,8 @@ ONE, DDP, FSDP = "one device", "ddp", "fsdp"
 @dataclass(frozen=True)
 class Estimate:
     """Of one rank, in bytes; None where gradients decide the state or a term is not known.
+
+    The state is not known either of an optimizer that does not step FSDP's shards.
 
     `activation_bytes` is the largest sum of live tensors beside parameters, gradients and state;
     `communication_bytes` are DDP's buckets, or what FSDP gathers. `peak_bytes` is below the sum of
@@ -68,18 +73,28 @@ def shard(specs: Sequence[ParameterSpec], ranks: int) -> list[ParameterSpec]:
     ]
 
 
-def units(specs: Sequence[ParameterSpec]) -> tuple[int, int]:
-    """Elements of the root unit, and of the largest layer; a layer is a number in the name."""
-    root = 0
-    layers: dict[str, int] = {}
+def units(specs: Sequence[ParameterSpec]) -> tuple[list[ParameterSpec], list[ParameterSpec]]:
+    """What the root unit holds, and what the largest layer; a layer is a number in the name."""
+    root: list[ParameterSpec] = []
+    layers: dict[str, list[ParameterSpec]] = {}
     for spec in specs:
         number = next((part for part in spec.name.split(".") if part.isdigit()), None)
-        count = math.prod(spec.shape)
-        if number is None:
-            root += count
-        else:
-            layers[number] = layers.get(number, 0) + count
-    return root, max(layers.values(), default=0)
+        (root if number is None else layers.setdefault(number, [])).append(spec)
+    return root, max(layers.values(), key=elements, default=[])
+
+
+def gathered(config: PlanConfig, specs: Sequence[ParameterSpec]) -> int:
+    """The most bytes of whole weights and gradients beside FSDP's shards on one rank."""
+    width, low = config.element_bytes, config.compute_bytes
+    root, layer = units(specs)
+    # In the dtype of the matrix products come the matrices of layers; experts (3-d) do not.
+    products = elements([spec for spec in layer if len(spec.shape) == 2])
+    one = low * products + width * (elements(layer) - products)
+    trained = [elements([spec for spec in unit if spec.trainable]) for unit in (root, layer)]
+    copy = low * max((math.prod(s.shape) for s in root), default=0) if low < width else 0
+    # The root's gradients are reduced when those of all layers have been.
+    passing = max(3 * one + width * trained[1], width * trained[0])
+    return 2 * width * elements(root) + copy + passing
 
 
 def estimate(
@@ -101,13 +116,14 @@ def estimate(
     trainable = [spec for spec in held if spec.trainable]
     parameters, gradients = width * elements(held), width * elements(trainable)
     state = optimizers.state_bytes(optimizer, trainable, width)
+    if layout == FSDP and not optimizers.shards(optimizer):
+        state = None
     transient = optimizers.step_transient_bytes(optimizer, trainable, width)
     moving, activations, backward = 0, peaks.with_copies, peaks.with_gradients
     if layout == DDP:
         moving = gradients
     if layout == FSDP:
-        root, layer = units(specs)
-        moving = config.compute_bytes * (2 * root + 3 * layer)
+        moving = gathered(config, specs)
         activations = peaks.activations
     if layout == FSDP or config.grad_accumulation > 1:
         backward = gradients + activations

@@ -94,10 +94,9 @@ def estimate(
     checkpointing: bool = False,
 ) -> Estimate:
     """The bytes of one rank; see `harness.planner.memory`."""
-    precision = config.precision
-    if layout == FSDP and precision == "bf16_mixed":
-        precision = "bf16_pure"  # what FSDP gathers and computes with
-    kind = Pass(config.seq_len, config.micro_batch, precision, checkpointing, config.vocabulary)
+    kind = Pass(
+        config.seq_len, config.micro_batch, config.precision, checkpointing, config.vocabulary
+    )
     peaks = activation_peaks(config.model, kind)
     specs = parameter_specs(config)
     return memory.estimate(config, optimizer, specs, peaks, layout, ranks, checkpointing)

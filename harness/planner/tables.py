@@ -75,8 +75,9 @@ def plan_text(plan: Plan) -> str:
                 "params, grads, state: exact (shapes, closed forms). activ.: estimated, "
                 f"{plan.activation_method}. comm.: DDP's buckets or what FSDP gathers. step tmp: "
                 "temporary bytes of a step, a dash where the optimizer's entry states none; then "
-                "they are not in the peak. The peak is below the sum: gradients come as "
-                "activations go. recompute: activation checkpointing of every layer."
+                "they are not in the peak. state: a dash where gradients decide it, and under FSDP "
+                "where the optimizer does not step shards. The peak is below the sum: gradients "
+                "come as activations go. recompute: activation checkpointing of every layer."
             ),
         ]
     )

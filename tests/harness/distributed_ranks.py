@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import nn
 
 from harness import models, optimizers
-from harness.distributed import Ranks, check_agreement, pooled_rms, whole
+from harness.distributed import Ranks, check_agreement, local, pooled_rms, whole
 from harness.distributed_model import (
     load_model_state,
     load_optimizer_state,
@@ -37,13 +37,15 @@ CASES += [("fsdp", "llama_tiny", name) for name in ("adam_mini", "muon")]
 class Trainer:
     """A model with its optimizer, on its ranks."""
 
-    def __init__(self, case: tuple[str, str, str], ranks: Ranks, seed: int = 0) -> None:
+    def __init__(
+        self, case: tuple[str, str, str], ranks: Ranks, seed: int = 0, precision: str = "fp32"
+    ) -> None:
         _, model, name = case
-        self.ranks = ranks
+        self.ranks, self.mixed = ranks, precision == "bf16_mixed"
         self.config = from_dict(OptimizerConfig, load_group("optimizer", name))
         shape = from_dict(ModelConfig, load_group("model", model))
         self.model = models.build_model(shape, 257, seed)
-        self.module = spread(self.model, ranks, "fp32")
+        self.module = spread(self.model, ranks, precision)
         self.optimizer = optimizers.build_optimizer(self.model, self.config)
 
     def advance(self, first: int, last: int) -> list[float]:
@@ -55,12 +57,28 @@ class Trainer:
         ids = torch.randint(0, 257, (8, 32), generator=generator).numpy()
         part, _ = self.ranks.share({"input_ids": ids}, 8 // self.ranks.count)
         own = torch.from_numpy(part["input_ids"])
-        loss = self.module(input_ids=own, labels=own).loss
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.mixed):
+            loss = self.module(input_ids=own, labels=own).loss
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return self.ranks.total(float(loss.detach()))[0] / self.ranks.count
+
+    def mapped(self, path: Path) -> list[str]:
+        """Names of what still lies in the file at `path`, weights and state."""
+        tensors: dict[str, torch.Tensor] = dict(self.model.named_parameters())
+        for index, state in enumerate(self.optimizer.state.values()):
+            held = {name: v for name, v in state.items() if isinstance(v, torch.Tensor)}
+            tensors |= {f"{name} {index}": v for name, v in held.items()}
+        lines = Path("/proc/self/maps").read_text().splitlines()
+        spans = [line.split()[0].split("-") for line in lines if line.endswith(str(path))]
+        starts = {n: local(t.detach()).untyped_storage().data_ptr() for n, t in tensors.items()}
+        return [
+            name
+            for name, start in starts.items()
+            if any(int(low, 16) <= start < int(high, 16) for low, high in spans)
+        ]
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Whole parameters by name."""
@@ -74,8 +92,8 @@ class Trainer:
             torch.save({"model": state, "optimizer": optimizer}, path)
 
     def load(self, path: Path) -> None:
-        """Go on from such a file."""
-        state = torch.load(path, weights_only=False)
+        """Go on from such a file, as `harness.checkpoint` reads it."""
+        state = torch.load(path, weights_only=False, mmap=self.ranks.sharded)
         load_model_state(self.model, state["model"], self.ranks)
         load_optimizer_state(self.model, self.optimizer, state["optimizer"], self.ranks)
 
@@ -95,12 +113,22 @@ def compared(case: tuple[str, str, str], two: Ranks, folder: Path) -> dict[str, 
     dist.barrier()
     for name, source, ranks in (("1 to 2", "one", two), ("2 to 1", "two", Ranks(two.index))):
         trainer = Trainer(case, ranks, seed=1)
-        trainer.load(folder / f"{'-'.join(case)}-{source}.pt")
+        path = folder / f"{'-'.join(case)}-{source}.pt"
+        trainer.load(path)
+        found[f"{name} mapped"] = trainer.mapped(path) if Path("/proc/self/maps").exists() else []
         found[f"{name} restored"] = trainer.weights()
         losses = trainer.advance(SAVED_AT, STEPS)
         found[name] = {"losses": losses, "weights": trainer.weights()}
     found["lr"] = trainer.config.lr
     return found
+
+
+def mixed(two: Ranks) -> dict[str, Any]:
+    """Losses in bf16_mixed of one process and of two ranks."""
+    case = ("fsdp", "llama_tiny", "adamw")
+    runs = {"one": Ranks(two.index), "two": two}
+    trainers = {name: Trainer(case, r, precision="bf16_mixed") for name, r in runs.items()}
+    return {name: trainer.advance(0, 4) for name, trainer in trainers.items()}
 
 
 def small_things(two: Ranks) -> dict[str, Any]:
@@ -125,9 +153,11 @@ def main() -> None:
     folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
     torch.set_num_threads(1)
     dist.init_process_group("gloo", timeout=timedelta(seconds=120))
-    cpu, found = torch.device("cpu"), {}
+    cpu = torch.device("cpu")
+    found: dict[Any, Any] = {}
     for case in CASES:
         found[case] = compared(case, Ranks(rank, 2, cpu, case[0]), folder)
+    found["mixed"] = mixed(Ranks(rank, 2, cpu, "fsdp"))
     found["small"] = small_things(Ranks(rank, 2, cpu, "ddp"))
     torch.save(found, folder / f"rank{rank}.pt")
     dist.barrier()

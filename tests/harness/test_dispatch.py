@@ -15,6 +15,7 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from harness import app, dispatch_job, hydra_launchers, launcher, store
+from harness.cell_lock import locked
 from harness.cells import Cell, plan
 from harness.dispatch import MAX_LOSSES, Dispatcher
 from harness.errors import UserError
@@ -178,6 +179,28 @@ def test_a_cell_that_loses_every_worker_is_recorded_and_the_others_run(
     assert len(happened(planned[1])) == 4
 
 
+def test_a_lost_cell_that_another_command_runs_gets_that_ones_result(
+    cells: Callable[[int], list[Cell]],
+) -> None:
+    (cell,) = cells(1)
+    cell.directory.mkdir(parents=True)
+    found: list[store.Record] = []
+
+    def lose() -> None:
+        found.append(launcher.record_loss(cell, "c", "It was lost.", lambda values: None))
+
+    with locked(cell, lambda values: None, lambda: False):
+        losing = threading.Thread(target=lose)
+        losing.start()
+        losing.join(0.3)
+        assert losing.is_alive()
+        assert not (cell.directory / store.RECORD_FILE).exists()
+        without_training(cell, launcher.job(cell, 1, "c"))
+    losing.join(10)
+    assert [record.status for record in found] == ["done"]
+    assert store.read_record(cell.directory).status == "done"
+
+
 def test_after_the_deadline_no_cell_starts(cells: Callable[[int], list[Cell]]) -> None:
     planned, engine = cells(2), Threads()
     found = list(Dispatcher(engine).run(planned, "c", time.time() - 1, lambda c, v: None))
@@ -205,25 +228,6 @@ def test_interrupted_it_ends_the_jobs_and_keeps_what_is_finished(
     assert planned[0].finished() is not None
     assert planned[1].finished() is None
     assert not list((planned[0].study_dir / "dispatch").iterdir())
-
-
-def test_jobs_of_one_machine_take_devices_in_turn(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(dispatch_job.tempfile, "gettempdir", lambda: str(tmp_path))
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    devices = dispatch_job.visible_devices()
-    seen = []
-    with dispatch_job._own_device(devices):
-        seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
-        with dispatch_job._own_device(devices):
-            seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
-            with dispatch_job._own_device(devices):
-                seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
-    with dispatch_job._own_device(devices):
-        seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
-    assert seen == ["3", "5", "3", "3"]
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == "3,5"
 
 
 def test_engines_say_how_wide_they_are_and_what_they_need(

@@ -114,6 +114,23 @@ def test_published_records_estimate_themselves() -> None:
         assert found.seconds == pytest.approx(own, abs=0.5)  # provenance keeps whole seconds
 
 
+def test_a_record_that_comes_in_meanwhile_does_not_take_an_answer_away(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    """The live table asks in a thread of its own; what it asks for is learned anew just then."""
+    config = make_run()
+    estimator = Estimator()
+
+    class Emptied(dict[str, Any]):
+        def __setitem__(self, key: str, value: Any) -> None:
+            super().__setitem__(key, value)
+            estimator.learn(finished(config, 30, tmp_path), tmp_path)
+
+    estimator._answers = Emptied()
+    assert estimator.estimate(config) is None
+    assert estimator.estimate(config) is not None
+
+
 def test_times_and_sizes_read_as_a_person_says_them() -> None:
     assert [duration(s) for s in (4, 80, 600, 7200)] == ["4 s", "80 s", "10 min", "2.0 h"]
     assert [size(b) for b in (12, 3e3, 4.4e6, 2.5e9)] == ["12 B", "3 kB", "4 MB", "2.5 GB"]

@@ -4,12 +4,12 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from harness import store
-from harness.models import ParameterSpec
 from harness.planner import check, limits, memory, plan
 from harness.planner.app import main
 from harness.planner.config import GIB, PlanConfig, build, size, split
@@ -52,19 +52,6 @@ def test_shards_are_the_chunks_that_torch_cuts(ranks: int) -> None:
     specs = plan.parameter_specs(tiny())
     for spec, part in zip(specs, memory.shard(specs, ranks), strict=True):
         assert part.shape == torch.empty(spec.shape, device="meta").chunk(ranks)[0].shape
-
-
-def test_fsdp_gathers_the_root_and_two_layers() -> None:
-    shapes = {"wte": (10, 4), "h.0.w": (4, 4), "h.0.b": (4,), "h.1.w": (4, 4), "h.1.b": (4,)}
-    specs = [ParameterSpec(name, shape, True) for name, shape in shapes.items()]
-    config = tiny("optimizer=adamw")
-    item = memory.estimate(config, config.optimizers[0], specs, Peaks(9, 7, 5), memory.FSDP, 2)
-    # Parameters of the root and two layers, gradients of the root and one, in float32.
-    assert item.communication_bytes == 4 * (2 * 40 + 3 * 20)
-    held = 5 * 4 + 2 * 4 + 2 + 2 * 4 + 2
-    assert item.parameter_bytes == 4 * held
-    assert item.optimizer_state_bytes == 8 * held + 4 * 5
-    assert item.forward_backward_peak_bytes == 16 * held + 20 + item.communication_bytes + 5
 
 
 def test_cards_are_the_fewest_that_take_it() -> None:
@@ -143,6 +130,34 @@ def test_verdicts(state: float, peak: float, verdict: str) -> None:
         "memory_method": "vmhwm",
     }
     assert check.compare(record).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("launch", "layout"),
+    [
+        ({"nproc": 1, "resume_from": "a"}, memory.ONE),
+        ({"nproc": 3, "strategy": "ddp"}, memory.DDP),
+        ({"nproc": 3, "strategy": "fsdp"}, memory.FSDP),
+    ],
+)
+def test_records_of_ranks_are_compared_with_the_plan_of_a_rank(
+    launch: dict[str, Any], layout: str
+) -> None:
+    config = tiny("optimizer=adamw")
+    item = plan.estimate(config, config.optimizers[0], layout, launch["nproc"])
+    values = json.loads(next(RESULTS.glob("cells/*/record.json")).read_text())
+    record = store.Record.from_dict(values)
+    record.config |= {"seq_len": 64, "micro_batch": 1, "precision": "fp32", "launch": launch}
+    record.config["optimizer"] = {"name": "adamw", "options": {"fused": True}}
+    record.config["model"] = vars(config.model)
+    record.metrics |= {
+        "optimizer_state_bytes": item.optimizer_state_bytes,
+        "peak_bytes": item.peak_bytes,
+        "memory_method": "cuda",
+    }
+    found = check.compare(record)
+    assert (found.state_error, found.peak_error) == (0, 0)
+    assert found.verdict == "ok"
 
 
 @pytest.mark.parametrize(

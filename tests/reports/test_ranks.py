@@ -9,6 +9,7 @@ from reports.claim_files import claims_folder, load_claims
 from reports.claim_types import Verdict
 from reports.claims import judge_one
 from reports.load import load
+from reports.pairing import counted, match_states
 
 Maker = Callable[..., Record]
 Write = Callable[..., Path]
@@ -66,3 +67,28 @@ def test_a_capacity_is_compared_on_the_same_ranks(
     found = capacity(tmp_path / "other", sizes, memory_cell, write_study)
     assert found.verdict == "not tested"
     assert "ranks 2 x fsdp against 2 x ddp" in found.sentence
+
+
+def test_state_is_that_of_all_ranks_only_where_they_share_one(
+    tmp_path: Path, memory_cell: Maker, write_study: Write
+) -> None:
+    def cell(optimizer: str, held: int, strategy: str) -> Record:
+        record = on_ranks(memory_cell(optimizer, parameters=1000, salt=strategy), 4, strategy)
+        record.metrics |= {
+            "optimizer_state_bytes": held,
+            "optimizer_tables_bytes": 1,
+            "all_ranks_optimizer_state_bytes": 4 * held,
+            "rank_optimizer_tables_bytes": [1, 1, 1, 1],
+        }
+        return record
+
+    parts = [cell("adamw", 2000, "fsdp"), cell("gefen", 250, "fsdp")]
+    copies = [cell("adamw", 8000, "ddp"), cell("gefen", 1000, "ddp")]
+    alone = memory_cell("gefen", parameters=1000)
+    runs = load(write_study(tmp_path, [*parts, *copies, alone])).runs
+    held = counted(runs).set_index("id")["held_bytes"]
+    assert [held[record.id] for record in (*parts, *copies)] == [8004, 1004, 8001, 1001]
+    assert held[alone.id] == alone.metrics["optimizer_state_bytes"]
+    matched = match_states(runs, "adamw").set_index("id")
+    assert matched.loc[parts[1].id, "state_bytes"] == 1004
+    assert matched.loc[parts[1].id, "baseline_bytes"] == 8004
