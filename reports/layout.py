@@ -3,6 +3,7 @@
 Positions are computed in inches; no layout engine runs, which is most of a report's build time.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +21,7 @@ TEXT = 8.0  # points
 TITLE, TICKS, LINE = 0.25, 0.44, 0.155  # inches: above an axes, below it, one line of a legend
 ROW = 0.36  # inches a row of a chart by rows: its text and its bar
 RIGHT = 0.12
+MOST_TICKS = 5  # named values along an axis; more are named by decades
 
 
 @contextmanager
@@ -133,6 +135,18 @@ def plain_log(axis: Axes, which: str = "x") -> None:
     target.set_major_formatter(lambda value, _: short_number(value))
     target.set_minor_formatter(NullFormatter())
     axis.grid(True, axis="both", which="major", color=GRID, linewidth=0.6)
+
+
+def ticks_at(axis: Axes, places: Sequence[float]) -> None:
+    """Ticks of a log axis at the values measured; of two that are too close the first is named."""
+    low, high = (math.log(limit) for limit in axis.get_xlim())
+    room = (high - low) / (2.0 * MOST_TICKS)
+    names, last = [], -math.inf
+    for place in places:
+        clear = math.log(place) - last >= room
+        names.append(f"{place:,.0f}" if clear else "")
+        last = math.log(place) if clear else last
+    axis.set_xticks(places, names)
 
 
 def short_number(value: float) -> str:

@@ -4,9 +4,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from reports.layout import column, narrow, plain_log, shared
+from reports.layout import MOST_TICKS, column, narrow, plain_log, shared, ticks_at
 from reports.load import BASELINE
-from reports.memory_figures import MOST_TICKS, scaling_groups
+from reports.memory_figures import scaling_groups
 from reports.style import Style, condition, styles
 from reports.text import DASH, MINUS, byte_text, missing, number_text
 from reports.values import metric
@@ -99,6 +99,6 @@ def draw_shares(axis: Axes, group: pd.DataFrame, looks: dict[str, Style]) -> Non
     plain_log(axis)
     plain_log(axis, "y")
     if len(places) <= MOST_TICKS:
-        axis.set_xticks(places, [f"{value:,.0f}" for value in places])
+        ticks_at(axis, places)
     axis.set_xlabel("Sequence length, tokens (log scale)")
     axis.set_ylabel("State in the peak, % (log scale)")

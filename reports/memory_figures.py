@@ -9,12 +9,14 @@ from matplotlib.figure import Figure
 
 from reports.breakdown import NEEDED, REST, moments
 from reports.layout import (
+    MOST_TICKS,
     column,
     narrow,
     plain_log,
     row_text,
     rows,
     shared,
+    ticks_at,
 )
 from reports.load import BASELINE
 from reports.pairing import match_states
@@ -31,7 +33,7 @@ KINDS = {
     REST: ("activations or transient (not separated)", "#E8E8E8", "xxxx"),
 }
 SPREAD = 6.0  # times this or more from the smallest to the largest: a log axis
-MOST_TICKS, MOST_PANELS = 5, 4
+MOST_PANELS = 4
 STATE_PANEL = ["model", "precision"]
 PANEL = ["model", "seq_len", "precision"]
 Rows = list[tuple[str, pd.DataFrame]]
@@ -197,7 +199,7 @@ def scaling(runs: pd.DataFrame, x: str) -> Figure:
             axis.set_xscale("log")
             plain_log(axis)
             if len(places) <= MOST_TICKS:
-                axis.set_xticks(places, [f"{value:,.0f}" for value in places])
+                ticks_at(axis, places)
             if wide(metric(group, name)):
                 axis.set_yscale("log")
                 plain_log(axis, "y")

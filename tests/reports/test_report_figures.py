@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 from harness.store import Record
 from reports.drawn import Drawn
 from reports.figures import draw_all
+from reports.layout import ticks_at
 from reports.load import load
 from reports.style import looks_by_name, styles
 from reports.tables import aligned, compact, runs_table, summary_table, summary_view
@@ -155,3 +157,20 @@ def test_several_rates_become_variants(
     assert looks["gefen (lr 0.001)"].color == looks["gefen (lr 0.002)"].color
     assert looks["gefen (lr 0.001)"].line != looks["gefen (lr 0.002)"].line
     assert len(draw_all(data, 0.01)) == 8
+
+
+@pytest.mark.parametrize(
+    ("places", "names"),
+    [
+        ([3.0, 58.0, 124.0, 134.0], ["3", "58", "124", ""]),
+        ([128.0, 256.0, 512.0, 1024.0, 2048.0], ["128", "256", "512", "1,024", "2,048"]),
+        ([100.0, 104.0, 108.0, 3000.0], ["100", "", "", "3,000"]),
+    ],
+)
+def test_names_of_ticks_do_not_overlap(places: list[float], names: list[str]) -> None:
+    axis = Figure().add_subplot()
+    axis.plot(places, places)
+    axis.set_xscale("log")
+    ticks_at(axis, places)
+    assert [label.get_text() for label in axis.get_xticklabels()] == names
+    assert axis.get_xticks().tolist() == places
