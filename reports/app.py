@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -57,9 +58,8 @@ def report_main(arguments: list[str] | None = None) -> int:
     try:
         claims = load_claims(options.claims)
         data = load(options.study)
-        verdicts = evaluate(data, claims)
         folder = options.output or options.study / "report"
-        page, summary = write(data, verdicts, claims, folder)
+        page, verdicts, summary = write(data, claims, folder)
     except ReportError as error:
         return complain(parser.prog, str(error))
     except OSError as error:
@@ -94,16 +94,14 @@ def complain(program: str, sentence: str) -> int:
 
 
 def write(
-    data: StudyData,
-    verdicts: list[Verdict],
-    claims: dict[str, Claim],
-    folder: Path,
-) -> tuple[Path, pd.DataFrame]:
-    """Write every file of the report; returns the path of the page and the table of variants."""
+    data: StudyData, claims: dict[str, Claim], folder: Path
+) -> tuple[Path, list[Verdict], pd.DataFrame]:
+    """Write every file of the report; returns the page's path, verdicts and the variants' table."""
     folder.mkdir(parents=True, exist_ok=True)
     curves = Curves(data.curves)
-    drawings = draw_all(data, margin_of(claims, verdicts), curves=curves)
+    drawings = draw_all(data, margin_of(claims, data.study.get("claims", [])), curves=curves)
     with saving(drawings, folder):
+        verdicts = evaluate(data, claims)
         table = runs_table(data.runs)
         summary = summary_table(table[~capped(data.runs)])
         tables = raw_tables(data, curves, table, summary, verdicts)
@@ -115,12 +113,12 @@ def write(
     (folder / "summary.md").write_text(text, encoding="utf-8")
     page = folder / "index.html"
     page.write_text(render(data, verdicts, claims, listed, folder), encoding="utf-8")
-    return page, summary
+    return page, verdicts, summary
 
 
-def margin_of(claims: dict[str, Claim], verdicts: list[Verdict]) -> float:
-    """The margin, nats/token, of the study's first claim on loss."""
-    judged = [claims[verdict.claim] for verdict in verdicts if verdict.claim in claims]
+def margin_of(claims: dict[str, Claim], wanted: Sequence[str]) -> float:
+    """The margin, nats/token, of the first claim on loss among those that the study names."""
+    judged = [claims[name] for name in wanted if name in claims]
     margins = [
         claim.margin
         for claim in [*judged, *claims.values()]
