@@ -18,9 +18,8 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from gefen.block_rules import block_length, group_length
+from gefen.codebook import LEVELS, block_histogram
 
-BINS = 4096
-LEVELS = 256
 _Floats = NDArray[np.float64]
 
 
@@ -84,8 +83,9 @@ class GefenPaper(Optimizer):
         for param in fresh:
             self._begin(param)
         if self._codebook is None and pairs:
-            histogram = sum((_histogram(self._blocks(param)) for param in fresh), torch.zeros(BINS))
-            levels = paper_levels(histogram.double().numpy())
+            blocks = (self._blocks(param).float().unsqueeze(0) for param in fresh)
+            histograms = [block_histogram(block, block.numel()).cpu() for block in blocks]
+            levels = paper_levels(torch.stack(histograms).sum(0).double().numpy())
             self._codebook = torch.from_numpy(levels).to(pairs[0][0].device)
         for param in fresh:
             self.state[param]["codebook"] = self._codebook
@@ -134,13 +134,6 @@ def nearest(values: Tensor, codebook: Tensor) -> Tensor:
     """The index (uint8) of the code nearest to each value in [-1, 1]."""
     middles = (codebook[1:] + codebook[:-1]) / 2
     return torch.bucketize(values.float(), middles).to(torch.uint8)
-
-
-def _histogram(blocks: Tensor) -> Tensor:
-    """Counts (float32, exact up to 2**24) of blocks over their largest magnitude, in BINS bins."""
-    largest = blocks.float().abs().amax(-1, keepdim=True)
-    scaled = (blocks.float() / largest)[largest.squeeze(-1) > 0]
-    return torch.histc(scaled, BINS, -1.0, 1.0).cpu()
 
 
 def paper_levels(histogram: _Floats, count: int = LEVELS) -> NDArray[np.float32]:
