@@ -67,7 +67,7 @@ def test_every_arm_has_the_same_seeds_that_nothing_was_tuned_on(name: str, count
 
 
 COUNTS = {"tune": 30, "tune_rivals": 30, "convergence": 105, "memory": 54, "sensitivity": 48}
-COUNTS |= {"stam_loss": 15, "stam_rates": 45, "stam_spikes": 42, "stam_state": 18, "stam_tune": 12}
+COUNTS |= {"stam_loss": 15, "stam_rates": 45, "stam_spikes": 42, "stam_state": 15, "stam_tune": 12}
 COUNTS |= {"rivals_extras": 44}
 
 
