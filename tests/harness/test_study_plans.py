@@ -112,8 +112,8 @@ def test_the_claims_conditions_are_there() -> None:
     assert min(c["task.grad_clip"] for c in spikes) > 1e6
     assert {factor for _, _, factor in arms(planned("stam_rates"))} == {1, 2, 4}
     assert {c["task.target_loss"] for c in planned("stam_loss")} == {6.1}
-    shapes = {(c["model"], c["precision"]) for c in planned("stam_state")}
-    assert {precision for _, precision in shapes} == {"fp32", "bf16_pure"}
+    precisions = {c["part"]: c.get("precision", "fp32") for c in planned("stam_state")}
+    assert precisions == {"fp32": "fp32", "bf16": "bf16_pure"}
 
 
 @pytest.mark.parametrize("value", [-0.5, float("nan"), float("inf")])
