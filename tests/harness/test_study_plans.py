@@ -95,7 +95,6 @@ def test_rivals_are_every_optimizer_that_runs_without_an_extra() -> None:
     assert base == {name for name in known if "_ao" not in name} - {"gefen_upstream", "gefen_x"}
     tuned = {cell["optimizer"] for cell in planned("tune_rivals")}
     assert tuned == base - {"gefen_paper"}
-    assert tuned == {c["optimizer"] for c in planned("rivals") if not c.get("optimizer.rate_of")}
     rates = {
         cell["optimizer.variant"]: cell["optimizer.lr"] for cell in planned("rivals_extras")
     }  # fmt: skip
