@@ -48,7 +48,7 @@ def _flops(config: OptimizerConfig, specs: Sequence[ParameterSpec]) -> int:
 
 
 def _step_transient_bytes(
-    config: OptimizerConfig, specs: Sequence[ParameterSpec], parameter_bytes: int
+    config: OptimizerConfig, specs: Sequence[ParameterSpec], parameter_bytes: int, device: str
 ) -> int | None:
     """The fused form updates in place; what the others allocate depends on foreach and device."""
     return 0 if config.options.get("fused") else None

@@ -34,7 +34,8 @@ class OptimizerEntry:
             UserError; imports no optimizer library.
         preload: imports what no module of `imports` names, before a memory baseline.
         step_transient_bytes: closed form of the temporary bytes of a step, arguments as those of
-            `state_bytes`; None where it is not known, or returned for settings where it is not.
+            `state_bytes` and the device, cpu or cuda; None where it is not known, or returned for
+            settings where it is not.
         shards: whether it steps parameters that FSDP2 has cut (DTensors) as it steps whole ones,
             with these settings; None where it does not, or nobody has checked.
         prepare: builds what is compiled once a machine and returns the seconds that took; None
@@ -52,7 +53,7 @@ class OptimizerEntry:
     flops: Callable[[OptimizerConfig, Sequence[ParameterSpec]], int | None] | None = None
     prepare: Callable[[], float] | None = None
     step_transient_bytes: (
-        Callable[[OptimizerConfig, Sequence[ParameterSpec], int], int | None] | None
+        Callable[[OptimizerConfig, Sequence[ParameterSpec], int, str], int | None] | None
     ) = None
     betas: int = 2
     check: Callable[[OptimizerConfig], None] | None = None

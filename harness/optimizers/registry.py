@@ -161,12 +161,15 @@ def state_bytes(
 
 
 def step_transient_bytes(
-    config: OptimizerConfig, specs: Sequence[ParameterSpec], parameter_bytes_per_element: int
+    config: OptimizerConfig,
+    specs: Sequence[ParameterSpec],
+    parameter_bytes_per_element: int,
+    device: str,
 ) -> int | None:
     """Temporary bytes of one step in closed form; None where the entry states none.
 
-    Arguments and errors as `state_bytes`.
+    Arguments and errors as `state_bytes`; `device` is cpu or cuda.
     """
     count = find(config.name).step_transient_bytes
     trainable = [spec for spec in specs if spec.trainable]
-    return None if count is None else count(config, trainable, parameter_bytes_per_element)
+    return None if count is None else count(config, trainable, parameter_bytes_per_element, device)

@@ -5,9 +5,10 @@ closed form. Peak: the record's `peak_bytes` (on a CPU the growth of the residen
 process after its imports, on CUDA the allocator's) against the peak of one device, or of a rank
 under DDP or FSDP: both are those of rank 0, which has the largest shards.
 
-The plan counts tensors. A CPU process takes more: glibc keeps blocks under 32 MiB in a heap whose
-holes stay resident, and an optimizer may hold temporaries that its entry does not state. With a
-mapping for every block (MALLOC_MMAP_THRESHOLD_=65536) the same training measures within 1 %.
+A CPU process takes more than its live tensors, for its heap keeps what is freed; the plan has that
+(`harness.planner.memory`), but not the holes between blocks, nor the temporaries of an optimizer
+whose entry states none. With a mapping for every block (MALLOC_MMAP_THRESHOLD_=65536) the same
+training takes its live tensors within 1 %.
 """
 
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from harness.schema import ModelConfig, OptimizerConfig, from_dict
 
 STATE_TOLERANCE = 0.005
 PEAK_TOLERANCE = {"cuda": 0.10, "cpu": 0.15}
+UNJUDGED = ("small", "not predicted")
 LEAST_CPU_BYTES = 500_000_000  # below, what a process allocates beside the run is not small
 
 
@@ -81,12 +83,12 @@ def compare(record: store.Record, folder: str = "") -> Comparison:
     KeyError for a record without bytes; UserError for a configuration that is not known here.
     """
     metrics, values = record.metrics, record.config
-    config = planned(values)
+    device = "cuda" if str(metrics["memory_method"]).startswith("cuda") else "cpu"
+    config = planned(values, device)
     optimizer = config.optimizers[0]
     again = config.model.activation_checkpointing
     guess = estimate(config, optimizer, *_layout(values), checkpointing=again)
     state, peak = int(metrics["optimizer_state_bytes"]), int(metrics["peak_bytes"])
-    device = "cuda" if str(metrics["memory_method"]).startswith("cuda") else "cpu"
     return Comparison(
         folder,
         guess.optimizer,
@@ -110,8 +112,8 @@ def _layout(values: dict[str, Any]) -> tuple[str, int]:
     return (ONE if ranks == 1 else FSDP if launch["strategy"] == "fsdp" else DDP), ranks
 
 
-def planned(values: dict[str, Any]) -> PlanConfig:
-    """What to plan for a record's configuration."""
+def planned(values: dict[str, Any], device: str) -> PlanConfig:
+    """What to plan for a record's configuration on the device that it ran on."""
     return PlanConfig(
         from_dict(ModelConfig, values["model"], "model."),
         [from_dict(OptimizerConfig, values["optimizer"], "optimizer.")],
@@ -120,6 +122,7 @@ def planned(values: dict[str, Any]) -> PlanConfig:
         grad_accumulation=values["grad_accumulation"],
         precision=values["precision"],
         vocab_size=values["data"]["vocab_size"],
+        device=device,
     )
 
 

@@ -22,7 +22,8 @@ _NUMBERS = {
     "shards": 1,
     "vocab_size": 1,
 }
-_KEYS = ("model", "optimizer", *_NUMBERS, "precision", "headroom_gib", "family")
+DEVICES = ("cuda", "cpu")
+_KEYS = ("model", "optimizer", *_NUMBERS, "precision", "device", "headroom_gib", "family")
 
 
 @dataclass
@@ -31,7 +32,8 @@ class PlanConfig:
 
     `shards` is the number of ranks that FSDP spreads parameters, gradients and state over.
     `vocab_size` counts where the model's own is null. `headroom_gib` of a card stays free: the
-    CUDA context, libraries' workspaces and fragments, which no plan contains.
+    CUDA context, libraries' workspaces and fragments, which no plan contains. `device` cpu plans a
+    process whose heap keeps what is freed (`harness.planner.memory`).
     """
 
     model: ModelConfig
@@ -43,6 +45,7 @@ class PlanConfig:
     shards: int = 1
     vocab_size: int = 4096
     headroom_gib: float = 1.0
+    device: str = "cuda"
 
     @property
     def vocabulary(self) -> int:
@@ -109,6 +112,7 @@ def build(words: Words, model: str | None = None) -> PlanConfig:
             setattr(config, key, _number(key, words.values[key]))
     config.seq_len = sequence_length(shape, config.seq_len)
     config.precision = words.values.get("precision", config.precision)
+    config.device = words.values.get("device", config.device)
     config.headroom_gib = _headroom(words.values.get("headroom_gib", str(config.headroom_gib)))
     check(config)
     return config
@@ -121,6 +125,9 @@ def check(config: PlanConfig) -> None:
     if config.precision not in PRECISIONS:
         allowed = ", ".join(PRECISIONS)
         raise UserError(f"precision={config.precision} is not known; allowed: {allowed}.")
+    if config.device not in DEVICES:
+        allowed = ", ".join(DEVICES)
+        raise UserError(f"device={config.device} is not known; allowed: {allowed}.")
     models.check(config.model)
     longest = models.max_positions(config.model)
     if config.seq_len > longest:

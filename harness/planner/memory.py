@@ -7,6 +7,11 @@ One device.  Forward and backward: parameters + state + largest (activations + g
 or with accumulation all gradients + largest activations. Step: parameters + gradients + state +
 what the step holds for itself, where the registry states it. The peak is the larger of the two.
 
+On a CPU (`device`): all gradients + largest activations. Most activations are blocks under 32 MiB,
+which glibc takes from its heap, and freed ones do not come back as the larger blocks of gradients.
+Of the records in `results` these plans miss peaks from 500 MB on by at most 17 %, and sums of live
+tensors, which a GPU's allocator reaches, by up to 51 %.
+
 DDP.  As one device, and the buckets in which gradients travel: as many bytes as the gradients
 (torch DistributedDataParallel, `gradient_as_bucket_view=False`, the default).
 
@@ -118,14 +123,14 @@ def estimate(
     state = optimizers.state_bytes(optimizer, trainable, width)
     if layout == FSDP and not optimizers.shards(optimizer):
         state = None
-    transient = optimizers.step_transient_bytes(optimizer, trainable, width)
+    transient = optimizers.step_transient_bytes(optimizer, trainable, width, config.device)
     moving, activations, backward = 0, peaks.with_copies, peaks.with_gradients
     if layout == DDP:
         moving = gradients
     if layout == FSDP:
         moving = gathered(config, specs)
         activations = peaks.activations
-    if layout == FSDP or config.grad_accumulation > 1:
+    if layout == FSDP or config.grad_accumulation > 1 or config.device == "cpu":
         backward = gradients + activations
     known = None if state is None else parameters + state + moving
     passes = None if known is None else known + backward

@@ -3,7 +3,13 @@
 import textwrap
 from collections.abc import Sequence
 
-from harness.planner.check import LEAST_CPU_BYTES, PEAK_TOLERANCE, STATE_TOLERANCE, Comparison
+from harness.planner.check import (
+    LEAST_CPU_BYTES,
+    PEAK_TOLERANCE,
+    STATE_TOLERANCE,
+    UNJUDGED,
+    Comparison,
+)
 from harness.planner.config import GIB
 from harness.planner.limits import Largest
 from harness.planner.plan import CARDS_GIB, MOST_RANKS, Plan
@@ -118,7 +124,7 @@ def check_text(comparisons: list[Comparison]) -> str:
     numbers = ("tokens", "state MB", "error", "peak MB", "planned", "error", "verdict")
     header = ["optimizer", "model", "precision", "device", *numbers]
     within = sum(item.verdict == "ok" for item in comparisons)
-    judged = sum(item.verdict != "small" for item in comparisons)
+    judged = sum(item.verdict not in UNJUDGED for item in comparisons)
     return "\n".join(
         [
             table(header, rows, 4),
@@ -128,8 +134,8 @@ def check_text(comparisons: list[Comparison]) -> str:
                 f"state and, for the peak, {PEAK_TOLERANCE['cuda']:.0%} on CUDA or "
                 f"{PEAK_TOLERANCE['cpu']:.0%} of the increment on a CPU from "
                 f"{LEAST_CPU_BYTES / 1e6:.0f} MB on. Error = (planned - measured) / measured. "
-                "The plan counts tensors; a process on a CPU also keeps the holes of its heap "
-                "(harness.planner.check)."
+                "Holes in the heap of a CPU process and temporaries of optimizers that state none "
+                "are not in the plan (harness.planner.check)."
             ),
         ]
     )
