@@ -24,6 +24,7 @@ from reports.lengths import shares
 from reports.load import ReportError, StudyData, each, load
 from reports.loss_figures import Curves
 from reports.page import render, saving
+from reports.plans import plans
 from reports.rivals import rivals
 from reports.sections import failures, sections
 from reports.sensitivity import at_best_rates
@@ -147,6 +148,7 @@ def raw_tables(
         "finetuning": gains(plain),
         "rivals": rivals(at_best_rates(plain)),
         "lengths": shares(plain),
+        "plans": plans(data.folder, plain),
         "folds": folds(plain),
     }
 

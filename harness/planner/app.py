@@ -53,6 +53,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("words", nargs="*", metavar="key=value", help="see below")
     parser.add_argument("--fits", metavar="SIZE", help="what is the largest that takes SIZE")
     parser.add_argument("--check", metavar="DIR", type=Path, help="compare with records in DIR")
+    parser.add_argument(
+        "--save", action="store_true", help="with --check: keep the errors for the study's report"
+    )
     parser.add_argument("--json", action="store_true", help="all numbers, in bytes")
     return parser.parse_intermixed_args(arguments)
 
@@ -61,6 +64,8 @@ def run(options: argparse.Namespace) -> int:
     """Answer one command line; the exit code. Raises UserError."""
     if options.check is not None:
         return _check(options)
+    if options.save:
+        raise UserError("--save needs --check DIR.")
     words = settings.split(options.words)
     if options.fits is not None:
         return _fits(options, words)
@@ -114,11 +119,14 @@ def _tokens(config: settings.PlanConfig) -> str:
 def _check(options: argparse.Namespace) -> int:
     if options.words or options.fits:
         raise UserError("--check DIR takes its settings from the records: give nothing else.")
-    from harness.planner.check import UNJUDGED, compare_all
+    from harness.planner.check import UNJUDGED, compare_all, save
     from harness.planner.tables import check_text
 
     comparisons = compare_all(options.check)
     _print(options, comparisons, check_text(comparisons))
+    if options.save:
+        for path in save(comparisons, options.check):
+            print(f"Saved: {path}", file=sys.stderr)
     return 0 if all(item.verdict in ("ok", *UNJUDGED) for item in comparisons) else 1
 
 

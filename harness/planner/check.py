@@ -11,7 +11,8 @@ whose entry states none. With a mapping for every block (MALLOC_MMAP_THRESHOLD_=
 training takes its live tensors within 1 %.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,18 @@ def compare(record: store.Record, folder: str = "") -> Comparison:
         guess.peak_bytes,
         _error(guess.peak_bytes, peak),
     )
+
+
+def save(comparisons: Sequence[Comparison], root: Path) -> list[Path]:
+    """Write the comparisons of each study below `root` to its plan.json, which reports show."""
+    studies: dict[Path, list[dict[str, Any]]] = {}
+    for item in comparisons:
+        cell = root / item.folder
+        row = {"id": cell.name, **asdict(item), "verdict": item.verdict}
+        studies.setdefault(cell.parent.parent, []).append(row)
+    for folder, rows in studies.items():
+        store.write_json_atomic(folder / "plan.json", {"cells": rows})
+    return [folder / "plan.json" for folder in studies]
 
 
 def _layout(values: dict[str, Any]) -> tuple[str, int]:

@@ -201,6 +201,7 @@ def test_records_of_ranks_are_compared_with_the_plan_of_a_rank(
         (["--fits", "24GiB", "family=bert"], "allowed: gpt2"),
         (["family=gpt2"], "--fits"),
         (["--check", "/nowhere"], "no folder"),
+        ([*TINY, "--save"], "--save needs --check DIR."),
     ],
 )
 def test_a_mistake_is_one_sentence(
