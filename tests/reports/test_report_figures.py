@@ -7,12 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
+from PIL import Image
 
 from harness.store import Record
 from reports.drawn import Drawn
 from reports.figures import draw_all
 from reports.layout import ticks_at
 from reports.load import load
+from reports.page import DPI, write_png
 from reports.style import looks_by_name, styles
 from reports.tables import aligned, compact, runs_table, summary_table, summary_view
 
@@ -174,3 +176,19 @@ def test_names_of_ticks_do_not_overlap(places: list[float], names: list[str]) ->
     ticks_at(axis, places)
     assert [label.get_text() for label in axis.get_xticklabels()] == names
     assert axis.get_xticks().tolist() == places
+
+
+def test_a_palette_keeps_the_picture(drawings: dict[str, Drawn], tmp_path: Path) -> None:
+    """Every drawing, beside matplotlib's own file: a third of the bytes, the same to the eye."""
+    for drawn in drawings.values():
+        small, exact = tmp_path / "small.png", tmp_path / "exact.png"
+        write_png(drawn.figure, small)
+        drawn.figure.savefig(exact, dpi=DPI)
+        assert small.stat().st_size < 0.5 * exact.stat().st_size
+        with Image.open(small) as one, Image.open(exact) as other:
+            pixels = [np.asarray(image.convert("RGB")).astype(int) for image in (one, other)]
+        off = np.abs(pixels[0] - pixels[1])
+        assert off.shape == pixels[1].shape
+        assert off.mean() < 0.3
+        assert np.quantile(off, 0.9999) < 48
+        assert tuple(pixels[0][0, 0]) == (255, 255, 255)
