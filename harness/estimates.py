@@ -99,7 +99,7 @@ class Estimator:
             return (*unlike, known.traits["study"] != traits["study"], abs(math.log(ratio)))
 
         nearest = min(sorted(same, key=lambda known: known.finished, reverse=True), key=distance)
-        return _scaled(nearest, work, trains=traits["kind"] != "memory")
+        return _scaled(nearest, work, saves=_saves(config["task"]))
 
 
 def total(estimates: Iterable[Estimate | None]) -> str:
@@ -151,13 +151,18 @@ def _known(record: store.Record, folder: Path) -> Known | None:
     return Known(traits, work, startup, steps, other, disk, record.provenance["finished_utc"])
 
 
-def _scaled(known: Known, work: Work, trains: bool) -> Estimate:
+def _saves(task: dict[str, Any]) -> bool:
+    """Whether a cell writes checkpoints while it trains."""
+    return task["kind"] != "memory" and 0 < task["checkpoint_every_steps"] < task["steps"]
+
+
+def _scaled(known: Known, work: Work, saves: bool) -> Estimate:
     parameters = work.parameters / known.work.parameters
     steps = parameters * work.optimizer_steps / known.work.optimizer_steps
     seconds = known.step_seconds * steps
     seconds += known.other_seconds * parameters * work.tokens / known.work.tokens
     # Weights and two moments in float32: the largest that an optimizer here keeps.
-    checkpoint = 12 * work.parameters if trains else 0.0
+    checkpoint = 12 * work.parameters if saves else 0.0
     return Estimate(known.startup_seconds + seconds, known.disk_bytes, checkpoint)
 
 

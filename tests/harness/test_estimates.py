@@ -56,6 +56,10 @@ def test_a_pretraining_run_scales_with_parameters_and_tokens(
     assert (same.disk_bytes, same.checkpoint_bytes) == (10_000, 12_000)
     longer = estimator.estimate(make_run(task={"steps": 24, "eval_every_steps": 4}))
     assert longer is not None
+    for every in (0, 12):  # none but what the last step would write
+        bare = estimator.estimate(make_run(task={"checkpoint_every_steps": every}))
+        assert bare is not None
+        assert bare.checkpoint_bytes == 0
     passes = 3 * 24 * 4 * 32 + 7 * 512
     assert longer.seconds == pytest.approx(10 + 12 + 84 * passes / 6656)
 
