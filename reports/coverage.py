@@ -27,7 +27,7 @@ def looked_at(study: Mapping[str, Any]) -> str:
     looks, left = study.get("looks", []), study.get("unlisted_cells", [])
     found = []
     if len(looks) > 1:
-        dates = listed([str(look.get("utc") or "unknown")[:10] for look in looks])
+        dates = listed(dict.fromkeys(str(look.get("utc") or "unknown")[:10] for look in looks))
         found.append(f"The study was planned {len(looks)} times ({dates}).")
     if left:
         found.append(f"{plural(len(left), 'recorded cell')} outside its plan not counted.")

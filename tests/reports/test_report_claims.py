@@ -421,3 +421,5 @@ def test_a_plan_that_changed_and_what_it_left_out_are_told(
     sentence = judge(cells, looks=looks, unlisted_cells=["a"])["adamw_loss"].sentence
     assert "The study was planned 2 times (2026-01-02 and 2026-01-03)." in sentence
     assert "1 recorded cell outside its plan not counted." in sentence
+    sentence = judge(cells, looks=[*looks, looks[1]])["adamw_loss"].sentence
+    assert "The study was planned 3 times (2026-01-02 and 2026-01-03)." in sentence
