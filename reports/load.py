@@ -90,7 +90,7 @@ def plain_text(table: pd.DataFrame) -> pd.DataFrame:
     """
     texts: list[str] = list(table.select_dtypes("str").columns)
     plain: pd.DataFrame = table.astype(dict.fromkeys(texts, "object"))
-    return plain
+    return plain.copy()  # in one piece: pandas warns of tables in many
 
 
 def row_of(record: dict[str, Any]) -> dict[str, Any]:

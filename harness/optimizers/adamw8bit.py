@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from harness.models import ParameterSpec
 from harness.optimizers import blockwise
 from harness.optimizers.entry import OptimizerEntry
-from harness.optimizers.groups import ADAM_FLOPS, decay_flops, decay_groups, elements
+from harness.optimizers.groups import ADAM_FLOPS, decay_flops, decay_groups, elements, largest
 from harness.schema import OptimizerConfig
 
 if TYPE_CHECKING:
@@ -48,11 +48,11 @@ def _flops(config: OptimizerConfig, specs: Sequence[ParameterSpec]) -> int:
 def _step_transient_bytes(
     config: OptimizerConfig, specs: Sequence[ParameterSpec], parameter_bytes: int, device: str
 ) -> int | None:
-    """On a CPU six float32 copies of the largest tensor, which bitsandbytes decodes whole.
+    """On a CPU seven float32 copies of the largest tensor, which bitsandbytes decodes whole.
 
     Measured, not derived: 5.7 to 7.0 copies in `results/memory`. Its CUDA kernels: unknown.
     """
-    return 24 * max((elements([spec]) for spec in specs), default=0) if device == "cpu" else None
+    return 28 * largest(specs) if device == "cpu" else None
 
 
 ENTRY = OptimizerEntry(

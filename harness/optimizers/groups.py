@@ -48,6 +48,11 @@ def elements(specs: Sequence[ParameterSpec]) -> int:
     return sum(math.prod(spec.shape) for spec in specs)
 
 
+def largest(specs: Sequence[ParameterSpec]) -> int:
+    """Number of elements of the largest parameter; 0 where there is none."""
+    return max((math.prod(spec.shape) for spec in specs), default=0)
+
+
 # The elementwise parts that update rules share, in operations for each element. One operation is a
 # sum, product, quotient, root, sign, absolute value, maximum or comparison of real numbers; a fused
 # a x + b counts two, as in the FLOPs of matrix products. Reading tables, moving, drawing random

@@ -14,6 +14,7 @@ from harness.optimizers.groups import (
     decay_flops,
     decay_groups,
     elements,
+    largest,
 )
 from harness.schema import OptimizerConfig
 
@@ -76,6 +77,20 @@ def _lite_flops(config: OptimizerConfig, specs: Sequence[ParameterSpec]) -> int:
     return each * elements(specs) + decay_flops(config, specs)
 
 
+def _stam_transient(
+    config: OptimizerConfig, specs: Sequence[ParameterSpec], parameter_bytes: int, device: str
+) -> int:
+    """Float32 copies of the largest tensor: of its gradient; with bfloat16 of all four."""
+    return (4 if parameter_bytes == 4 else 16) * largest(specs)
+
+
+def _lite_transient(
+    config: OptimizerConfig, specs: Sequence[ParameterSpec], parameter_bytes: int, device: str
+) -> int:
+    """Float32 copies of the largest tensor: of its gradient; with bfloat16 two, and the moment."""
+    return (4 if parameter_bytes == 4 else 12) * largest(specs)
+
+
 ENTRIES = (
     OptimizerEntry(
         name="stam",
@@ -87,6 +102,7 @@ ENTRIES = (
         build=_build_stam,
         state_bytes=_stam_bytes,
         flops=_stam_flops,
+        step_transient_bytes=_stam_transient,
     ),
     OptimizerEntry(
         name="stam_lite",
@@ -98,5 +114,6 @@ ENTRIES = (
         build=_build_lite,
         state_bytes=_lite_bytes,
         flops=_lite_flops,
+        step_transient_bytes=_lite_transient,
     ),
 )

@@ -95,14 +95,8 @@ class STAMLite(AdaptiveMomentum):
         weight1 = bucket.scalars("bias_correction1").mul_(beta1).add_(1 - beta1)
         bucket.keep(beta1=beta1, bias_correction1=weight1)
         size = -bucket.rate / ((weight1 + eps) * (square.sqrt() + eps))
-        for index, (param, state) in enumerate(zip(bucket.params, bucket.states, strict=True)):
-            first = bucket.working(state["exp_avg"])
-            first.lerp_(bucket.gradient(index), 1 - beta1[index])
-            write_back(state["exp_avg"], first)
-            descended = bucket.working(param)
-            if group["weight_decay"]:
-                descended.mul_(1 - bucket.rate * group["weight_decay"])
-            write_back(param, descended.addcmul_(first, size[index]))
+        for index in range(len(bucket.params)):
+            _descend(bucket, index, 1 - beta1[index], size[index])
 
     def _adapt(self, bucket: Bucket, mean: Tensor, square: Tensor) -> tuple[Tensor, Tensor]:
         """Momentum of this step and the corrected mean square Q^, both (n,).
@@ -124,11 +118,25 @@ class STAMLite(AdaptiveMomentum):
         return torch.where(due, adapted, bucket.scalars("beta1")), second
 
 
+def _descend(bucket: Bucket, index: int, weight1: Tensor, size: Tensor) -> None:
+    """The moment and the step of one parameter; 0-d: 1 - beta1, minus the rate over the scale."""
+    group, param, state = bucket.group, bucket.params[index], bucket.states[index]
+    first = bucket.working(state["exp_avg"])
+    first.lerp_(bucket.gradient(index), weight1)
+    write_back(state["exp_avg"], first)
+    descended = bucket.working(param)
+    if group["weight_decay"]:
+        descended.mul_(1 - bucket.rate * group["weight_decay"])
+    write_back(param, descended.addcmul_(first, size))
+
+
 def _gradient_means(bucket: Bucket) -> tuple[Tensor, Tensor]:
-    """Mean and mean square (n,) of the gradients; the copies it works on end with it."""
-    sums = []
-    for index in range(len(bucket.params)):
-        gradient = bucket.gradient(index)
-        total = gradient.sum()
-        sums.append((total, gradient.mul_(gradient).sum()))
-    return bucket.means(sums)
+    """Mean and mean square (n,) of the gradients."""
+    return bucket.means([_gradient_sums(bucket, index) for index in range(len(bucket.params))])
+
+
+def _gradient_sums(bucket: Bucket, index: int) -> tuple[Tensor, Tensor]:
+    """Sums of g and g^2 of one parameter, 0-d; its copy ends with it."""
+    gradient = bucket.gradient(index)
+    total = gradient.sum()
+    return total, gradient.mul_(gradient).sum()

@@ -120,12 +120,7 @@ class STAM(AdaptiveMomentum):
         """Momentum (n,) of this step; the averages it depends on are brought up to date."""
         group = bucket.group
         base, beta2 = group["betas"]
-        sums = []
-        for index, state in enumerate(bucket.states):
-            residual = bucket.gradient(index).sub_(state["exp_avg"])
-            # Not norms: on a CPU those add floats one by one, 2 % off for 20 million elements.
-            magnitude = residual.abs_().sum()
-            sums.append((magnitude, residual.mul_(residual).sum()))
+        sums = [_residual_sums(bucket, index) for index in range(len(bucket.params))]
         magnitudes, squares = bucket.means(sums)
         variance = bucket.scalars("residual_sq").mul_(beta2).add_(squares, alpha=1 - beta2)
         tau = bucket.scalars("residual_abs").mul_(group["tau_decay"])
@@ -154,3 +149,11 @@ class STAM(AdaptiveMomentum):
             descended.mul_(1 - bucket.rate * group["weight_decay"])
         descended.sub_(update)
         write_back(param, descended)
+
+
+def _residual_sums(bucket: Bucket, index: int) -> tuple[Tensor, Tensor]:
+    """Sums of |g - m| and (g - m)^2 of one parameter, 0-d; its copy ends with it."""
+    residual = bucket.gradient(index).sub_(bucket.states[index]["exp_avg"])
+    # Not norms: on a CPU those add floats one by one, 2 % off for 20 million elements.
+    magnitude = residual.abs_().sum()
+    return magnitude, residual.mul_(residual).sum()

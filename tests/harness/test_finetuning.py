@@ -189,15 +189,16 @@ def test_mistakes_are_one_sentence(make_run: MakeRun, keys: dict[str, Any], told
         validate(make_run(**{"task": {"kind": "finetune"}, **keys}))
 
 
-def test_the_study_pairs_five_optimizers_over_five_seeds() -> None:
+def test_the_study_pairs_adamw_and_gefen_over_five_seeds() -> None:
     study = from_dict(StudyConfig, load_group("study", "finetune"))
     found = [dict(text.split("=", 1) for text in cell) for cell in expand(study, "finetune", [])]
     seeds: dict[str, set[str]] = {}
     for cell in found:
         seeds.setdefault(cell["optimizer.variant"], set()).add(cell["seed"])
     assert sorted(seeds) == ["adamw", "adamw8bit", "galore", "gefen", "lion"]
-    assert {len(values) for values in seeds.values()} == {5}
-    assert len({frozenset(values) for values in seeds.values()}) == 1
+    assert seeds["adamw"] == seeds["gefen"]
+    assert len(seeds["adamw"]) == 5
+    assert all(values <= seeds["adamw"] for values in seeds.values())
     rates = {(cell["optimizer.variant"], float(cell["optimizer.lr"])) for cell in found}
     assert {rate for name, rate in rates if name in ("adamw", "gefen")} == {1e-4}
     assert {cell["task.eval_split"] for cell in found} == {"test"}

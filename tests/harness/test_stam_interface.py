@@ -5,13 +5,19 @@ import inspect
 import io
 import math
 import pickle
+import weakref
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from harness import models, optimizers
 from harness.groups import load_group
+from harness.schema import OptimizerConfig, from_dict
 from harness.stam import STAM, STAMLite
 from harness.stam.beta1 import AUTHORS
 
@@ -258,3 +264,48 @@ def _first_of(kind: Kind) -> Any:
     optimizer = kind(params)
     steps(params, optimizer, 0, 1)
     return optimizer
+
+
+class Live(TorchDispatchMode):
+    """The most bytes alive at once of what operations return while it is active."""
+
+    def __init__(self, known: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._seen = {tensor.untyped_storage()._cdata for tensor in known}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            storage = leaf.untyped_storage() if isinstance(leaf, Tensor) else None
+            if storage is not None and storage._cdata not in self._seen:
+                self._seen.add(storage._cdata)
+                self.live += storage.nbytes()
+                weakref.finalize(storage, self._release, storage._cdata, storage.nbytes())
+        self.peak = max(self.peak, self.live)
+        return result
+
+    def _release(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self.live -= size
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["stam", "stam_lite"])
+def test_a_step_holds_what_its_closed_form_says(name: str, dtype: torch.dtype) -> None:
+    """Beside the largest tensor smaller ones, which come after it and take its room."""
+    model = nn.Sequential(nn.Linear(512, 1024), nn.Linear(1024, 256)).to(dtype)
+    config = from_dict(OptimizerConfig, load_group("optimizer", name), "optimizer.")
+    optimizer = optimizers.build_optimizer(model, config)
+    for _ in range(2):
+        for parameter in model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        optimizer.step()
+    states = (v for s in optimizer.state.values() for v in s.values() if isinstance(v, Tensor))
+    gradients = (p.grad for p in model.parameters() if p.grad is not None)
+    with Live([*model.parameters(), *gradients, *states]) as live:
+        optimizer.step()
+    specs = models.specs_of(model)
+    stated = optimizers.step_transient_bytes(config, specs, dtype.itemsize, "cpu")
+    assert stated is not None
+    assert live.peak == pytest.approx(stated, rel=0.02)

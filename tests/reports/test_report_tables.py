@@ -1,5 +1,7 @@
 """Tables never average what does not compare."""
 
+import dataclasses
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,3 +59,18 @@ def test_bytes_and_times_carry_no_interval(full_study: Path) -> None:
         "final_eval_loss_ci95",
         "final_eval_bits_per_byte_ci95",
     ]
+
+
+def test_many_metrics_bring_no_warning(
+    tmp_path: Path, write_study: Callable[..., Path], loss_cell: Callable
+) -> None:
+    """Texts become a block each, and pandas warns of a hundred when a column is added."""
+    record = loss_cell("adamw", 0, 3.0)
+    texts = {f"text_{index}": "a" for index in range(120)}
+    record = dataclasses.replace(record, metrics=record.metrics | texts)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data = load(write_study(tmp_path / "study", [record]))
+        runs_table(data.runs)
+        data.runs.assign(more=1)
+    assert data.runs["text_7"].tolist() == ["a"]
