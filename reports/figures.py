@@ -166,7 +166,7 @@ def loss_drawings(runs: pd.DataFrame, curves: Curves, margin: float, baseline: s
     ):
         if not shown.empty:
             caption = (
-                "Mean held-out loss over n seeds, nats/token, with 95 % t bands where n > 1; the "
+                "Mean held-out loss over n seeds, nats/token, with 95 % t bands where n > 2; the "
                 "legend has the final mean. Of a sweep over rates only the best of each optimizer "
                 "and AdamW's own are shown. Losses above those after the first fifth are cut off."
             )

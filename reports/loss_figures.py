@@ -47,11 +47,14 @@ def trained(runs: pd.DataFrame, curves: Curves) -> pd.DataFrame:
     return runs[runs["id"].isin(set(curves.tables["value"].columns))]
 
 
-def band(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean and 95 % t interval over the columns (seeds) of `table`, row by row (steps)."""
+def band(table: pd.DataFrame, least: int = 2) -> pd.DataFrame:
+    """Mean and 95 % t interval over the columns (seeds) of `table`, row by row (steps).
+
+    Below `least` columns the interval is the mean alone.
+    """
     n = table.shape[1]
     mean = table.mean(axis=1)
-    if n < 2:
+    if n < max(least, 2):
         return pd.DataFrame({"mean": mean, "lower": mean, "upper": mean})
     half = stats.t.ppf(0.975, n - 1) * table.std(axis=1, ddof=1) / math.sqrt(n)
     return pd.DataFrame({"mean": mean, "lower": mean - half, "upper": mean + half})
@@ -92,7 +95,8 @@ def draw_losses(
         if len(done):
             losses = curves.of(done)
             across = curves.of(done, x).mean(axis=1) / AXES[x][1]
-            stat = band(losses)
+            # The interval of two seeds is thirteen times as wide as what they show of their spread.
+            stat = band(losses, least=3)
             lines.append(stat.assign(x=across))
             final = f"{look.label}  {stat['mean'].iloc[-1]:.4f}  (n = {len(done)})"
             draw_line(axis, look, across, stat, len(lines), final)

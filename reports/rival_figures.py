@@ -15,7 +15,7 @@ from reports.rivals import ALIKE, PANEL, rivals
 from reports.style import INK, Style, condition, styles
 from reports.text import number_text
 
-HEIGHT = 3.6  # inches
+HEIGHT, FIELD = 3.6, 12  # inches for that many names; further ones add in proportion
 FAR = 1.0  # nats above the best mean from which a loss is drawn at the upper edge
 MIB = 2**20
 
@@ -47,7 +47,7 @@ def pareto(table: pd.DataFrame, runs: pd.DataFrame) -> Figure:
     """State bytes per parameter (log axis) against final loss, a panel a condition."""
     looks, groups = styles(runs), panels(table, ["state_bytes_per_parameter", "final_eval_loss"])
     with narrow():
-        figure, axes = plots(len(groups), [0] * len(groups), height=HEIGHT)
+        figure, axes = plots(len(groups), [0] * len(groups), height=height(groups))
         for axis, group in zip(axes, groups, strict=True):
             draw_pareto(axis, group, looks)
             axis.set_title(condition(group, *PANEL), loc="left")
@@ -60,15 +60,22 @@ def memory_speed(table: pd.DataFrame, runs: pd.DataFrame) -> Figure:
     """Peak memory against tokens a second, a panel a condition."""
     looks, groups = styles(runs), panels(table, ["peak_bytes", "tokens_per_second"])
     with narrow():
-        figure, axes = plots(len(groups), [0] * len(groups), height=HEIGHT)
+        figure, axes = plots(len(groups), [0] * len(groups), height=height(groups))
         for axis, group in zip(axes, groups, strict=True):
-            x, y = group["peak_bytes"] / MIB, group["tokens_per_second"]
+            x, y = group["peak_bytes"] / MIB, group["tokens_per_second"] / 1000
             limits(axis, x, y)
             draw_marks(axis, group, x, y, looks)
             label_points(axis, list(zip(x, y, strict=True)), labels(group, looks))
             axis.set_title(condition(group, *PANEL), loc="left")
-            axis.set(xlabel="Peak memory of a training step, MiB", ylabel="Tokens a second")
+            axis.set(
+                xlabel="Peak memory of a training step, MiB", ylabel="Thousands of tokens a second"
+            )
     return figure
+
+
+def height(groups: list[pd.DataFrame]) -> float:
+    """Inches of a panel: more names need more room."""
+    return HEIGHT * max(1.0, max(map(len, groups), default=0) / FIELD)
 
 
 def panels(table: pd.DataFrame, needed: list[str]) -> list[pd.DataFrame]:
