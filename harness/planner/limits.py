@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from tqdm import tqdm
+
 from harness import models
 from harness.planner import memory
 from harness.planner.config import PlanConfig
@@ -42,45 +44,55 @@ def largest_model(configs: list[PlanConfig], limit_bytes: int) -> list[Largest]:
 
 def largest_micro_batch(config: PlanConfig, limit_bytes: int) -> list[Largest]:
     """The largest micro-batch at the sequence length of `config`, for each optimizer."""
-    return _largest(config, limit_bytes, lambda n: replace(config, micro_batch=n), 1, MOST)
+    return _largest(config, limit_bytes, "micro_batch", 1, MOST)
 
 
 def largest_seq_len(config: PlanConfig, limit_bytes: int) -> list[Largest]:
     """The longest sequence at the micro-batch of `config`, at most the model's positions."""
     longest = models.max_positions(config.model)
-    return _largest(config, limit_bytes, lambda n: replace(config, seq_len=n), 2, longest)
+    return _largest(config, limit_bytes, "seq_len", 2, longest)
 
 
 def _largest(
-    config: PlanConfig,
-    limit_bytes: int,
-    at: Callable[[int], PlanConfig],
-    least: int,
-    most: int,
+    config: PlanConfig, limit_bytes: int, key: str, least: int, most: int
 ) -> list[Largest]:
-    found = []
-    for optimizer in config.optimizers:
-        for checkpointing in (False, True):
+    """The largest value of `key` for each optimizer; a terminal shows which pass is planned."""
+    found: list[Largest] = []
+    with tqdm(desc=f"planning passes for {key}", unit="", leave=False, disable=None) as bar:
+        for optimizer in config.optimizers:
+            for checkpointing in (False, True):
 
-            def peak(
-                value: int, optimizer: OptimizerConfig = optimizer, again: bool = checkpointing
-            ) -> int | None:
-                return peak_within(at(value), optimizer, config.shards, again, limit_bytes)
+                def peak(
+                    value: int, optimizer: OptimizerConfig = optimizer, again: bool = checkpointing
+                ) -> int | None:
+                    bar.set_postfix({"optimizer": _name(optimizer), key: value})
+                    bar.update()
+                    shape = replace(config, **{key: value})  # type: ignore[arg-type]
+                    return peak_within(shape, optimizer, config.shards, again, limit_bytes)
 
-            value = bisect(lambda n, peak=peak: peak(n) is not None, least, most)  # type: ignore[misc]
-            held = None if value is None else peak(value)
-            found.append(Largest(_name(optimizer), checkpointing, value, held))
+                def fits(value: int, peak: Callable[[int], int | None] = peak) -> bool:
+                    return peak(value) is not None
+
+                value = bisect(fits, least, most, start=getattr(config, key))
+                held = None if value is None else peak(value)
+                found.append(Largest(_name(optimizer), checkpointing, value, held))
     return found
 
 
-def bisect(holds: Callable[[int], bool], least: int, most: int) -> int | None:
+def bisect(
+    holds: Callable[[int], bool], least: int, most: int, start: int | None = None
+) -> int | None:
     """The largest number in [least, most] up to which `holds` is true; None if not at `least`.
 
-    Doubles, then halves the gap until it is under 1/16 of the value: what an estimate tells apart.
+    Doubles, from `start` if that holds, then halves the gap until it is under 1/16 of the value:
+    what an estimate tells apart.
     """
-    if not holds(least):
+    first = least
+    if start is not None and least < start <= most and holds(start):
+        first = start
+    elif not holds(least):
         return None
-    low, high = least, most + 1
+    low, high = first, most + 1
     while low * 2 < high:
         if holds(low * 2):
             low *= 2

@@ -88,7 +88,12 @@ def test_bisection_finds_the_edge_within_a_sixteenth(edge: int) -> None:
     found = limits.bisect(lambda n: n <= edge, 1, 1000)
     assert found is not None
     assert found <= edge < found + max(1, found // 16)
+    for start in (1, 7, 16, 1000, 2000):
+        started = limits.bisect(lambda n: n <= edge, 1, 1000, start)
+        assert started is not None
+        assert started <= edge < started + max(1, started // 16)
     assert limits.bisect(lambda n: False, 1, 1000) is None
+    assert limits.bisect(lambda n: False, 1, 1000, 8) is None
 
 
 def test_largest_micro_batch_fits_and_a_larger_one_does_not() -> None:
