@@ -40,8 +40,9 @@ def publish(study_dir: Path, results: Path) -> Path:
         curve = store.cell_dir(study_dir, record.id) / store.CURVE_FILE
         if curve.is_file():
             shutil.copyfile(curve, folder / store.CURVE_FILE)
-    if (study_dir / store.MOMENTA_FILE).is_file():
-        shutil.copyfile(study_dir / store.MOMENTA_FILE, copy / store.MOMENTA_FILE)
+    for name in (store.MOMENTA_FILE, store.PLAN_FILE):
+        if (study_dir / name).is_file():
+            shutil.copyfile(study_dir / name, copy / name)
     shutil.rmtree(target, ignore_errors=True)
     copy.rename(target)
     return target

@@ -28,6 +28,7 @@ RECORD_FILE = "record.json"
 CURVE_FILE = "curve.parquet"
 STUDY_FILE = "study.json"
 MOMENTA_FILE = "beta1.json"  # beside study.json, where harness.stam.beta1 was told to write there
+PLAN_FILE = "plan.json"  # beside study.json, from gefen-plan --check --save
 STALE_TEMPORARY_SECONDS = 600.0
 
 

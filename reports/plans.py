@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from harness import store
 from reports.load import ReportError
 from reports.text import DASH, MINUS, byte_text
 
-PLAN_FILE = "plan.json"
 COLUMNS = [
     *("id", "model", "precision", "device", "tokens"),
     *("state_bytes", "predicted_state_bytes", "state_error"),
@@ -22,7 +22,7 @@ def plans(folder: Path, runs: pd.DataFrame) -> pd.DataFrame:
     Bytes of rank 0; errors are (predicted - measured) / measured, missing where nothing is
     predicted. Raises ReportError for a file that is not `gefen-plan --check`'s.
     """
-    path = folder / PLAN_FILE
+    path = folder / store.PLAN_FILE
     if not path.is_file():
         return pd.DataFrame(columns=["variant", *COLUMNS])
     try:

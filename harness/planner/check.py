@@ -107,15 +107,15 @@ def compare(record: store.Record, folder: str = "") -> Comparison:
 
 
 def save(comparisons: Sequence[Comparison], root: Path) -> list[Path]:
-    """Write the comparisons of each study below `root` to its plan.json, which reports show."""
+    """Write the comparisons of each study below `root` to its PLAN_FILE, which reports show."""
     studies: dict[Path, list[dict[str, Any]]] = {}
     for item in comparisons:
         cell = root / item.folder
         row = {"id": cell.name, **asdict(item), "verdict": item.verdict}
         studies.setdefault(cell.parent.parent, []).append(row)
     for folder, rows in studies.items():
-        store.write_json_atomic(folder / "plan.json", {"cells": rows})
-    return [folder / "plan.json" for folder in studies]
+        store.write_json_atomic(folder / store.PLAN_FILE, {"cells": rows})
+    return [folder / store.PLAN_FILE for folder in studies]
 
 
 def _layout(values: dict[str, Any]) -> tuple[str, int]:

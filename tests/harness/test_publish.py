@@ -38,6 +38,14 @@ def test_records_and_curves_are_copied_and_nothing_else(tmp_path: Path) -> None:
     assert publish.publish(source, tmp_path / "results") == target
 
 
+@pytest.mark.parametrize("name", [store.MOMENTA_FILE, store.PLAN_FILE])
+def test_what_reports_read_beside_the_records_goes_with_them(tmp_path: Path, name: str) -> None:
+    source = study_with(tmp_path)
+    (source / name).write_text("{}")
+    target = publish.publish(source, tmp_path / "results")
+    assert (target / name).read_text() == "{}"
+
+
 @pytest.mark.parametrize(
     ("status", "dirty", "sentence"),
     [
