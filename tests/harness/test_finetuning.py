@@ -194,6 +194,7 @@ def test_the_study_pairs_adamw_and_gefen_over_five_seeds() -> None:
     found = [dict(text.split("=", 1) for text in cell) for cell in expand(study, "finetune", [])]
     seeds: dict[str, set[str]] = {}
     for cell in found:
+        cell.setdefault("optimizer.variant", cell["optimizer"])
         seeds.setdefault(cell["optimizer.variant"], set()).add(cell["seed"])
     assert sorted(seeds) == ["adamw", "adamw8bit", "galore", "gefen", "lion"]
     assert seeds["adamw"] == seeds["gefen"]

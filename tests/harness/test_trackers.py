@@ -7,6 +7,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import time
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -207,9 +208,14 @@ def test_wandb_offline_run(
     folders = [path for path in (study / "wandb").glob("offline-run-*") if path.is_dir()]
     assert len(folders) == 1
     assert folders[0].name.endswith("0123456789abcdef-2")
-    data = (folders[0] / "run-0123456789abcdef-2.wandb").read_bytes()
-    for text in (b"train/loss", b"eval/loss", b"train_seconds", b"status"):
-        assert text in data
+    written = folders[0] / "run-0123456789abcdef-2.wandb"
+    wanted = (b"train/loss", b"eval/loss", b"train_seconds", b"status")
+    # run.finish() tells the wandb service to close the file and does not wait until it has.
+    deadline = time.monotonic() + 60
+    while not all(text in written.read_bytes() for text in wanted) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    data = written.read_bytes()
+    assert [text for text in wanted if text not in data] == []
     assert not caplog.records
     assert capfd.readouterr() == ("", "")
 
