@@ -123,6 +123,8 @@ class TaskConfig:
     x N(0, 1), tensor by tensor, the same draws for equal data seeds; 0 for none.
     `memory_cap_gib` imitates a smaller machine: a run that needs more GiB ends as oom (CUDA: what
     the process may reserve; CPU: what it may add to itself after its imports); null for no cap.
+    `exact_peaks` (CPU, glibc) maps every block of 64 KiB or more by itself and gives it back when
+    it is freed: peaks are then those of living tensors, without the holes of the heap; slower.
     `save_model` leaves the final weights in the cell's folder, for `model.path` of other runs.
     Fine-tuning completes `generate_samples` held-out prompts greedily, before and after, with at
     most `generate_tokens` tokens; prompts whose completion is longer are not chosen.
@@ -147,6 +149,7 @@ class TaskConfig:
     warmup_optimizer_steps: int = 10
     timed_optimizer_steps: int = 20
     memory_cap_gib: float | None = None
+    exact_peaks: bool = False
     save_model: bool = False
     generate_samples: int = 8
     generate_tokens: int = 64

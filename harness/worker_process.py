@@ -6,6 +6,7 @@ from pathlib import Path
 
 from harness.cells import Cell
 from harness.data.model_files import is_local
+from harness.meters.limits import EXACT
 from harness.provenance import cpu_cores
 from harness.schema import RunConfig
 
@@ -27,6 +28,8 @@ def environment(cell: Cell) -> dict[str, str]:
     values.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if not _names_hub(config):
         values["HF_HUB_OFFLINE"] = "1"
+    if config.task.exact_peaks:
+        values |= EXACT
     if config.threads is not None:
         values["OMP_NUM_THREADS"] = str(config.threads)
     if config.launch.nproc > 1:

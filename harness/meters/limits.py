@@ -20,6 +20,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+# The size, in bytes, from which glibc gives each block a mapping of its own (mallopt(3)). Where it
+# is not set, glibc raises it to up to 32 MiB as blocks are freed, and the heap keeps what it held.
+MAPPED_FROM = "MALLOC_MMAP_THRESHOLD_"
+EXACT = {MAPPED_FROM: str(2**16)}
+
 _STATUS = Path("/proc/self/status")
 
 

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 
 import torch
 
-from harness.meters.limits import MemoryCapExceeded, data_bytes, status_bytes
+from harness.meters.limits import MAPPED_FROM, MemoryCapExceeded, data_bytes, status_bytes
 from harness.meters.storages import (
     optimizer_held_bytes,
     optimizer_state_bytes,
@@ -37,6 +37,7 @@ __all__ = [
 ]
 
 VMHWM = "vmhwm"
+VMHWM_EXACT = "vmhwm, freed blocks given back"
 MAXRSS = "ru_maxrss (maximum of the whole process: phases are not separated)"
 CUDA = "cuda_allocated"
 
@@ -97,7 +98,7 @@ class MemoryMeter:
             _reset_high_water_mark()
             self.baseline_bytes = status_bytes("VmRSS")
             status_bytes("VmHWM")
-            self.method = VMHWM
+            self.method = VMHWM_EXACT if MAPPED_FROM in os.environ else VMHWM
         except OSError:
             self.baseline_bytes = _maximum_resident_bytes()
             self.method = MAXRSS
@@ -137,7 +138,7 @@ class MemoryMeter:
             torch.cuda.reset_peak_memory_stats(self.device)
         else:
             self._release_free_memory()
-            if self.method == VMHWM:
+            if self.method != MAXRSS:
                 _reset_high_water_mark()
         self.seconds += time.perf_counter() - started
 
@@ -153,5 +154,5 @@ class MemoryMeter:
         """The peak since the last phase began, over the baseline; also after that phase."""
         if self.method == CUDA:
             return torch.cuda.max_memory_allocated(self.device)
-        total = status_bytes("VmHWM") if self.method == VMHWM else _maximum_resident_bytes()
+        total = _maximum_resident_bytes() if self.method == MAXRSS else status_bytes("VmHWM")
         return max(0, total - self.baseline_bytes)

@@ -136,6 +136,7 @@ def planned(values: dict[str, Any], device: str) -> PlanConfig:
         precision=values["precision"],
         vocab_size=values["data"]["vocab_size"],
         device=device,
+        exact_peaks=values["task"].get("exact_peaks", False),
     )
 
 

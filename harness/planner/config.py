@@ -33,7 +33,8 @@ class PlanConfig:
     `shards` is the number of ranks that FSDP spreads parameters, gradients and state over.
     `vocab_size` counts where the model's own is null. `headroom_gib` of a card stays free: the
     CUDA context, libraries' workspaces and fragments, which no plan contains. `device` cpu plans a
-    process whose heap keeps what is freed (`harness.planner.memory`).
+    process whose heap keeps what is freed (`harness.planner.memory`), but with `exact_peaks`
+    (`harness.schema_types.TaskConfig`).
     """
 
     model: ModelConfig
@@ -46,6 +47,7 @@ class PlanConfig:
     vocab_size: int = 4096
     headroom_gib: float = 1.0
     device: str = "cuda"
+    exact_peaks: bool = False
 
     @property
     def vocabulary(self) -> int:

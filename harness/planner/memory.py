@@ -9,8 +9,9 @@ what the step holds for itself, where the registry states it. The peak is the la
 
 On a CPU (`device`): all gradients + largest activations. Most activations are blocks under 32 MiB,
 which glibc takes from its heap, and freed ones do not come back as the larger blocks of gradients.
-For peaks from 500 MB on in `results` this is within 15 % at up to 1,024 tokens, and 31 to 35 % too
-low at 2,048 and 8,192 with accumulation; sums of live tensors alone are up to 51 % too low.
+For peaks from 500 MB on in `results` this is within 15 %, and sums of live tensors alone are up to
+51 % too low. Passes of 2,048 tokens and more in a row leave more holes: 31 to 35 % were missing.
+With `exact_peaks` blocks are given back, and a CPU is planned as any other device.
 
 DDP.  As one device, and the buckets in which gradients travel: as many bytes as the gradients
 (torch DistributedDataParallel, `gradient_as_bucket_view=False`, the default).
@@ -130,7 +131,8 @@ def estimate(
     if layout == FSDP:
         moving = gathered(config, specs)
         activations = peaks.activations
-    if layout == FSDP or config.grad_accumulation > 1 or config.device == "cpu":
+    keeps = config.device == "cpu" and not config.exact_peaks
+    if layout == FSDP or config.grad_accumulation > 1 or keeps:
         backward = gradients + activations
     known = None if state is None else parameters + state + moving
     passes = None if known is None else known + backward

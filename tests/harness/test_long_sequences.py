@@ -9,9 +9,10 @@ import pytest
 import torch
 import yaml
 
-from harness import cells, models, store, studies
+from harness import cells, models, store, studies, worker_process
 from harness.errors import UserError
 from harness.groups import configs_dir, load_group
+from harness.meters.limits import MAPPED_FROM
 from harness.model_families import families
 from harness.planner.check import compare
 from harness.schema import ROTARY_FAMILIES, ModelConfig, RunConfig, StudyConfig, from_dict, to_dict
@@ -110,12 +111,32 @@ def test_recomputation_is_part_of_a_cell_and_of_its_prediction(make_run: MakeRun
     plain = cells.resolve(make_run(model=load_group("model", "llama_tiny"), seq_len=512))
     again = replace(plain, model=replace(plain.model, activation_checkpointing=True))
     assert cells.cell_id(plain, "d", "c") != cells.cell_id(again, "d", "c")
-    metrics = {"optimizer_state_bytes": 8, "peak_bytes": 10**8, "memory_method": "vmhwm"}
-
-    def predicted(config: RunConfig) -> int:
-        record = store.Record("i", "s", "p", "l", "done", config=to_dict(config), metrics=metrics)
-        peak = compare(record).predicted_peak_bytes
-        assert peak is not None
-        return peak
-
     assert predicted(again) < 0.9 * predicted(plain)
+
+
+def predicted(config: RunConfig) -> int:
+    """The peak that the planner states for a record of this configuration."""
+    metrics = {"optimizer_state_bytes": 8, "peak_bytes": 10**8, "memory_method": "vmhwm"}
+    record = store.Record("i", "s", "p", "l", "done", config=to_dict(config), metrics=metrics)
+    peak = compare(record).predicted_peak_bytes
+    assert peak is not None
+    return peak
+
+
+def test_exact_peaks_change_the_process_the_cell_and_the_prediction(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(MAPPED_FROM, raising=False)
+    # So large a vocabulary that its gradient is not hidden by activations.
+    model = load_group("model", "llama_tiny") | {"vocab_size": 4096}
+    plain = cells.resolve(make_run(model=model, task={"kind": "memory"}))
+    exact = replace(plain, task=replace(plain.task, exact_peaks=True))
+    assert cells.cell_id(plain, "d", "c") != cells.cell_id(exact, "d", "c")
+    values = [
+        worker_process.environment(cell).get(MAPPED_FROM)
+        for cell in cells.plan([plain, exact], progress=False)
+    ]
+    assert values == [None, "65536"]
+    assert predicted(exact) < predicted(plain)
+    together = [replace(run, grad_accumulation=2) for run in (exact, plain)]
+    assert predicted(together[0]) == predicted(together[1])  # all gradients live in the last pass

@@ -1,6 +1,8 @@
 """Bytes against known tensors, real files and a known allocation in a fresh process."""
 
 import json
+import os
+import platform
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -11,6 +13,7 @@ import pytest
 import torch
 
 import harness
+from harness.meters.limits import EXACT
 from harness.meters.memory import (
     MemoryMeter,
     optimizer_held_bytes,
@@ -182,11 +185,12 @@ def test_serialized_bytes_equal_the_file(elements: int, tmp_path: Path) -> None:
     assert serialized_bytes(optimizer.state_dict()) == path.stat().st_size
 
 
-def in_fresh_process(code: str) -> Any:
+def in_fresh_process(code: str, **variables: str) -> Any:
     prelude = "import json, torch\nfrom harness.meters.memory import MemoryMeter\nMB = 1 << 20\n"
     process = subprocess.run(
-        [sys.executable, "-c", prelude + code], cwd=ROOT, capture_output=True, text=True, timeout=90
-    )
+        [sys.executable, "-c", prelude + code],
+        cwd=ROOT, capture_output=True, text=True, timeout=90, env=os.environ | variables,
+    )  # fmt: skip
     assert process.returncode == 0, process.stderr
     return json.loads(process.stdout)
 
@@ -259,3 +263,26 @@ def test_phase_entered_again_keeps_the_larger_peak() -> None:
         with meter.phase("step"):
             torch.ones(megabytes << 18)
     assert meter.peaks["step"] >= 0.9 * (96 << 20)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's heap")
+def test_exact_peaks_have_no_holes_of_the_heap() -> None:
+    """Of 64 blocks of 8 MiB every second is freed: 21 of 12 MiB do not fit into the holes."""
+    code = """
+warm = torch.ones(31 * MB // 4)
+del warm  # from here on glibc takes blocks of up to 31 MiB from its heap
+meter = MemoryMeter("cpu")
+with meter.phase("blocks"):
+    blocks = [torch.ones(8 * MB // 4) for _ in range(64)]
+    del blocks[::2]
+    larger = [torch.ones(12 * MB // 4) for _ in range(21)]
+print(json.dumps({"peak": meter.peaks["blocks"], "method": meter.method}))
+"""
+    mib = 1 << 20
+    kept = in_fresh_process(code)
+    assert kept["method"] == "vmhwm"
+    assert kept["peak"] > 700 * mib  # 64 x 8 + 21 x 12 = 764
+    exact = in_fresh_process(code, **EXACT)
+    assert exact["method"] == "vmhwm, freed blocks given back"
+    assert abs(exact["peak"] / (512 * mib) - 1) < 0.02  # 32 x 8 + 21 x 12 = 508 at the end
