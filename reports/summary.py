@@ -15,20 +15,34 @@ from reports.verdict_text import estimate_text
 SPEED = ["optimizer", "task", "model", "seq", "precision", "n", "step ms", "p10 to p90"]
 SPEED += ["fwd+bwd ms", "first step ms", f"{TIMES} AdamW", "tokens/s"]
 MOST_FAILURES = 20
+# Tables of the page that hold the answer of the studies that have them.
+ANSWERS = (
+    ("Side by side", "rivals", "All optimizers"),
+    ("Memory by sequence length", "memory", "By sequence length"),
+    ("Fine-tuning", "finetuning", "What it changed"),
+    ("Classification over folds", "classification", "Over folds"),
+    ("Loss by learning rate", "sensitivity", "By learning rate"),
+)
 
 
 def summary_text(
     data: StudyData, verdicts: list[Verdict], summary: pd.DataFrame, listed: list[Section]
 ) -> str:
-    """GitHub-flavoured Markdown: verdicts, memory, loss, speed, capacity, failures, provenance."""
-    plain = data.runs[~capped(data.runs)]
+    """GitHub-flavoured Markdown: verdicts, answers, memory, loss, speed, failures, provenance."""
+    plain, none = data.runs[~capped(data.runs)], pd.DataFrame()
     first = {section.key: section.grids[0].view for section in listed if section.grids}
     speed = first.get("speed", pd.DataFrame(columns=SPEED))
-    failed = first.get("failures", pd.DataFrame())
+    failed = first.get("failures", none)
+    views = {
+        (section.key, grid.title): grid.view.drop(columns="cells", errors="ignore")
+        for section in listed
+        for grid in section.grids
+    }
     tables = {
         "Verdicts": verdict_view(verdicts),
+        **{title: views.get((key, name), none) for title, key, name in ANSWERS},
         "Memory": labelled(summary_view(summary, "memory"), plain),
-        "Capacity": first.get("capacity", pd.DataFrame()).drop(columns="cells", errors="ignore"),
+        "Capacity": first.get("capacity", none).drop(columns="cells", errors="ignore"),
         "Loss": labelled(summary_view(summary, "pretrain"), plain),
         "Loss of completions": labelled(summary_view(summary, "finetune"), plain),
         "Speed": speed[SPEED],

@@ -21,7 +21,7 @@ keys (defaults):
   model=NAME            a file of configs/model; several with commas
   optimizer=gefen,adamw files of configs/optimizer
   seq_len=1024 micro_batch=1 grad_accumulation=1    of one rank
-  precision=bf16_mixed  fp32, bf16_mixed (float32 weights under autocast) or bf16_pure
+  precision=bf16_mixed  fp32, bf16_mixed (or bf16: float32 weights under autocast) or bf16_pure
   shards=1              ranks of FSDP; with 1 the plan shows one device and a rank of DDP
   device=cuda           or cpu, where a process keeps what it has freed
   headroom_gib=1        of a card, for the CUDA context and what an allocator cannot give back

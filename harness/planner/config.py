@@ -23,6 +23,7 @@ _NUMBERS = {
     "vocab_size": 1,
 }
 DEVICES = ("cuda", "cpu")
+ALIASES = {"bf16": "bf16_mixed"}  # what --bf16 of transformers' Trainer means
 _KEYS = ("model", "optimizer", *_NUMBERS, "precision", "device", "headroom_gib", "family")
 
 
@@ -113,7 +114,8 @@ def build(words: Words, model: str | None = None) -> PlanConfig:
         if key in words.values:
             setattr(config, key, _number(key, words.values[key]))
     config.seq_len = sequence_length(shape, config.seq_len)
-    config.precision = words.values.get("precision", config.precision)
+    precision = words.values.get("precision", config.precision)
+    config.precision = ALIASES.get(precision, precision)
     config.device = words.values.get("device", config.device)
     config.headroom_gib = _headroom(words.values.get("headroom_gib", str(config.headroom_gib)))
     check(config)

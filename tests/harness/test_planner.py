@@ -125,6 +125,10 @@ def test_what_cannot_be_predicted_is_no_mistake(capsys: pytest.CaptureFixture[st
     assert "\n5 of 5 judged cells are within" in text
 
 
+def test_bf16_is_autocast() -> None:
+    assert build(split([*TINY, "precision=bf16"])).precision == "bf16_mixed"
+
+
 def test_decoding_in_8_bits_takes_memory_on_a_cpu_alone() -> None:
     for device, expected in (("cpu", 7 * 4 * 50257 * 768), ("cuda", None)):
         words = ["model=gpt2_124m", "optimizer=adamw8bit", "seq_len=16", f"device={device}"]

@@ -134,6 +134,9 @@ def test_the_report_has_both(
     page = (study / "report/index.html").read_text()
     for words in ("Share of the state over sequence lengths", "Over folds", "detectable, points"):
         assert words in page
+    summary = (study / "report/summary.md").read_text()
+    assert "## Memory by sequence length" in summary
+    assert "## Classification over folds" in summary
     assert (study / "report/folds.csv").is_file()
     assert (study / "report/lengths.csv").is_file()
 
