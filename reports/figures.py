@@ -25,6 +25,7 @@ from reports.seed_figures import final_losses, paired_difference, paired_groups
 from reports.sensitivity import arms, at_best_rates, rate_groups
 from reports.sensitivity_figures import sensitivity
 from reports.speed import LEAST
+from reports.spike_figures import spike_drawings
 from reports.text import plural
 from reports.time_figures import ratio_table, step_ratio, step_time
 from reports.values import capped, setting
@@ -43,6 +44,7 @@ def draw_all(
         *time_drawings(shown),
         *loss_drawings(shown, curves or Curves(data.curves), margin, baseline),
         *rate_drawings(plain, baseline),
+        *spike_drawings(plain),
         *momentum_drawings(data),
     ]
 
