@@ -1,21 +1,25 @@
 """Figures of all optimizers side by side: state against loss, memory against throughput."""
 
+import math
 from functools import partial
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from reports.direct_labels import label_points
 from reports.drawn import Drawn
-from reports.layout import narrow, plain_log, plots
+from reports.layout import LINE, TICKS, narrow, plain_log, plots
 from reports.load import each
 from reports.rivals import ALIKE, PANEL, rivals
 from reports.style import INK, Style, condition, styles
 from reports.text import number_text
 
-HEIGHT, FIELD = 3.6, 12  # inches for that many names; further ones add in proportion
+HEIGHT = 3.6  # inches
+MOST_NAMES = 12  # beside their marks; more have numbers there and their names in a key below
+COLUMNS, SPREAD, KEY_TEXT = 2, 1.62, 7.0  # of the key; inches between columns; points
 FAR = 1.0  # nats above the best mean from which a loss is drawn at the upper edge
 MIB = 2**20
 
@@ -30,7 +34,7 @@ def rival_drawings(runs: pd.DataFrame) -> list[Drawn]:
         "Mean final held-out loss over seeds, nats/token, against counted bytes of state per "
         "parameter; lines from the lowest to the highest seed. Dashed: those that no other beats "
         "in both. A loss far above the best stands at the upper edge with its number. Means of a "
-        "few seeds: neighbours may well change places."
+        "few seeds: neighbours may well change places. Numbers run from the least state on."
     )
     draw, title = partial(pareto, table, runs), "State against loss"
     found = [Drawn("rivals", "pareto", title, caption, draw, cells)]
@@ -47,7 +51,7 @@ def pareto(table: pd.DataFrame, runs: pd.DataFrame) -> Figure:
     """State bytes per parameter (log axis) against final loss, a panel a condition."""
     looks, groups = styles(runs), panels(table, ["state_bytes_per_parameter", "final_eval_loss"])
     with narrow():
-        figure, axes = plots(len(groups), [0] * len(groups), height=height(groups))
+        figure, axes = plots(len(groups), [key_lines(group) for group in groups], HEIGHT)
         for axis, group in zip(axes, groups, strict=True):
             draw_pareto(axis, group, looks)
             axis.set_title(condition(group, *PANEL), loc="left")
@@ -60,12 +64,12 @@ def memory_speed(table: pd.DataFrame, runs: pd.DataFrame) -> Figure:
     """Peak memory against tokens a second, a panel a condition."""
     looks, groups = styles(runs), panels(table, ["peak_bytes", "tokens_per_second"])
     with narrow():
-        figure, axes = plots(len(groups), [0] * len(groups), height=height(groups))
+        figure, axes = plots(len(groups), [key_lines(group) for group in groups], HEIGHT)
         for axis, group in zip(axes, groups, strict=True):
             x, y = group["peak_bytes"] / MIB, group["tokens_per_second"] / 1000
             limits(axis, x, y)
             draw_marks(axis, group, x, y, looks)
-            label_points(axis, list(zip(x, y, strict=True)), labels(group, looks))
+            name_points(axis, x, y, labels(group, looks), group, looks)
             axis.set_title(condition(group, *PANEL), loc="left")
             axis.set(
                 xlabel="Peak memory of a training step, MiB", ylabel="Thousands of tokens a second"
@@ -73,9 +77,39 @@ def memory_speed(table: pd.DataFrame, runs: pd.DataFrame) -> Figure:
     return figure
 
 
-def height(groups: list[pd.DataFrame]) -> float:
-    """Inches of a panel: more names need more room."""
-    return HEIGHT * max(1.0, max(map(len, groups), default=0) / FIELD)
+def key_lines(group: pd.DataFrame) -> int:
+    """Lines of the key below a panel; none where names have room beside their marks."""
+    return math.ceil(len(group) / COLUMNS) if len(group) > MOST_NAMES else 0
+
+
+def name_points(
+    axis: Axes,
+    x: pd.Series,
+    y: pd.Series,
+    texts: list[str],
+    group: pd.DataFrame,
+    looks: dict[str, Style],
+) -> None:
+    """Names beside the marks; of many marks their numbers in the group, and a key below."""
+    points = list(zip(x, y, strict=True))
+    if not key_lines(group):
+        label_points(axis, points, texts)
+        return
+    numbers = [str(number) for number in range(1, len(texts) + 1)]
+    label_points(axis, points, numbers)
+    figure = axis.get_figure()
+    assert isinstance(figure, Figure)
+    top = axis.get_position().y0 * figure.get_figheight() - TICKS - LINE / 2
+    for index, (row, text) in enumerate(zip(each(group), texts, strict=True)):
+        column, line = divmod(index, key_lines(group))
+        left, look = 0.12 + SPREAD * column, looks[row.variant]
+        at = top - LINE * line
+        mark = Line2D([left], [at], marker=look.marker, color=look.color, markersize=5.5,
+                      markeredgecolor="white", markeredgewidth=0.5, linestyle="none",
+                      transform=figure.dpi_scale_trans)  # fmt: skip
+        figure.add_artist(mark)
+        figure.text(left + 0.1, at, f"{numbers[index]}  {text}", fontsize=KEY_TEXT, va="center",
+                    transform=figure.dpi_scale_trans)  # fmt: skip
 
 
 def panels(table: pd.DataFrame, needed: list[str]) -> list[pd.DataFrame]:
@@ -101,7 +135,7 @@ def draw_pareto(axis: Axes, group: pd.DataFrame, looks: dict[str, Style]) -> Non
         text if loss <= top else f"{text} ({number_text(loss, 2)})"
         for text, loss in zip(labels(group, looks), group["final_eval_loss"], strict=True)
     ]
-    label_points(axis, list(zip(x, y, strict=True)), texts)
+    name_points(axis, x, y, texts, group, looks)
 
 
 def labels(group: pd.DataFrame, looks: dict[str, Style]) -> list[str]:

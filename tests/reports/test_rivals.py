@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from harness.store import Record
-from reports import edge_rates
+from reports import edge_rates, rival_figures
 from reports.figures import draw_all
 from reports.load import StudyData, load
 from reports.rivals import frontier, rivals, rivals_view
@@ -109,14 +109,27 @@ def overlaps(figure: Figure) -> list[tuple[str, str]]:
     return [*bad, *inside, *hidden]
 
 
-def test_no_name_lies_over_another_or_over_a_mark(study: StudyData) -> None:
+@pytest.mark.parametrize("most", [rival_figures.MOST_NAMES, len(FIELD)])
+def test_no_name_lies_over_another_or_over_a_mark(
+    study: StudyData, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither beside the marks nor, where there are too many, as numbers with a key below."""
+    monkeypatch.setattr(rival_figures, "MOST_NAMES", most)
     drawn = {item.name: item for item in draw_all(study, 0.01)}
     for name in ("pareto", "memory_speed"):
         assert overlaps(drawn[name].figure) == []
         assert set(drawn[name].cells) <= set(study.runs["id"])
-    axis = drawn["pareto"].figure.axes[0]
+    figure = drawn["pareto"].figure
+    axis = figure.axes[0]
     assert axis.get_xscale() == "log"
-    assert any("8.42" in text.get_text() for text in axis.texts)  # beyond the frame: its number
+    numbered = most < len(FIELD)
+    assert {text.get_text() for text in axis.texts}.isdisjoint({"Muon"}) == numbered
+    key = [text.get_window_extent(FigureCanvasAgg(figure).get_renderer()) for text in figure.texts]
+    assert len(key) == numbered * len(FIELD)
+    assert not any(one.overlaps(two) for i, one in enumerate(key) for two in key[i + 1 :])
+    assert all(figure.bbox.containsx(box.x1) and figure.bbox.containsy(box.y0) for box in key)
+    texts = figure.texts if numbered else axis.texts
+    assert any("8.42" in text.get_text() for text in texts)  # beyond the frame: its loss
     front = next(line for line in axis.lines if len(line.get_xdata()) == 7)
     assert (np.diff(front.get_ydata()) < 0).all()
 
