@@ -7,8 +7,8 @@ under DDP or FSDP: both are those of rank 0, which has the largest shards.
 
 A CPU process takes more than its live tensors, for its heap keeps what is freed; the plan has that
 (`harness.planner.memory`), but not the holes between blocks, nor the temporaries of an optimizer
-whose entry states none. With a mapping for every block (MALLOC_MMAP_THRESHOLD_=65536) the same
-training takes its live tensors within 1 %.
+whose entry states none. A cell with `task.exact_peaks` is free of both the holes and what the heap
+keeps: it is planned as any other device.
 """
 
 from collections.abc import Sequence

@@ -10,7 +10,7 @@ import yaml
 from harness import optimizers
 from harness.errors import UserError
 from harness.groups import configs_dir, load_group
-from harness.model_inputs import sequence_length
+from harness.model_inputs import for_length, sequence_length
 from harness.schema import PRECISIONS, ModelConfig, OptimizerConfig, from_dict
 
 GIB = 2**30
@@ -114,6 +114,7 @@ def build(words: Words, model: str | None = None) -> PlanConfig:
         if key in words.values:
             setattr(config, key, _number(key, words.values[key]))
     config.seq_len = sequence_length(shape, config.seq_len)
+    config.model = for_length(shape, config.seq_len)
     precision = words.values.get("precision", config.precision)
     config.precision = ALIASES.get(precision, precision)
     config.device = words.values.get("device", config.device)

@@ -134,8 +134,9 @@ def check_text(comparisons: list[Comparison]) -> str:
                 f"state and, for the peak, {PEAK_TOLERANCE['cuda']:.0%} on CUDA or "
                 f"{PEAK_TOLERANCE['cpu']:.0%} of the increment on a CPU from "
                 f"{LEAST_CPU_BYTES / 1e6:.0f} MB on. Error = (planned - measured) / measured. "
-                "Holes in the heap of a CPU process and temporaries of optimizers that state none "
-                "are not in the plan (harness.planner.check)."
+                "Not in the plan: holes in the heap of a CPU process, which cells with "
+                "task.exact_peaks=true do not have, and temporaries of optimizers that state none "
+                "(harness.planner.check)."
             ),
         ]
     )

@@ -125,6 +125,16 @@ def test_what_cannot_be_predicted_is_no_mistake(capsys: pytest.CaptureFixture[st
     assert "\n5 of 5 judged cells are within" in text
 
 
+def test_rotary_models_are_planned_beyond_their_table_of_positions() -> None:
+    """As `gefen-bench` runs them; more tokens take more activations and the same state."""
+    plans = []
+    for length in (1024, 4096):
+        config = build(split(["model=llama_4m", f"seq_len={length}"]))
+        plans.append(plan.estimate(config, config.optimizers[0]))
+    assert plans[1].activation_bytes > 3 * plans[0].activation_bytes
+    assert plans[1].optimizer_state_bytes == plans[0].optimizer_state_bytes
+
+
 def test_bf16_is_autocast() -> None:
     assert build(split([*TINY, "precision=bf16"])).precision == "bf16_mixed"
 
