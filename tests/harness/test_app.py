@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,8 @@ def test_ctrl_c_leaves_an_interrupted_record(text_folder: Path, tmp_path: Path) 
         [sys.executable, "-m", "harness.app", *TINY, *data, "task.steps=100000"],
         stderr=subprocess.PIPE,
         text=True,
+        # Where the suite itself is a shell's background job, its children would ignore the signal.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 120
     while not list((tmp_path / "runs").glob("adhoc/cells/*/job.json")):
