@@ -173,6 +173,8 @@ def explain(error: Exception) -> str:
     if "Could not override" in text or key:
         named = re.search(r"Could not override '([\w./@]+)'", text)
         wrong = named.group(1) if named else key.group(1) if key else "?"
+        if re.match(r"optimizer\.options\.\w+$", wrong):
+            return f"{wrong} is not in the optimizer's file; add it with a plus: +{wrong}=VALUE."
         return f"Unknown key '{wrong}'{_nearest(wrong)}; `gefen-bench --cfg job` lists all keys."
     if "Ambiguous value for argument" in text:
         given = re.search(r"Ambiguous value for argument '([^']*)'", text)

@@ -1,5 +1,6 @@
 """Claims judged for each subject from the records of one study."""
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -98,11 +99,16 @@ def answer(
         sentence,
         title=claim.title,
         source=claim.source,
-        command=str(data.study.get("command") or ""),
+        command=again(str(data.study.get("command") or "")),
         study=str(data.study.get("name") or data.folder.name),
         folder=str(data.folder),
         **more,
     )
+
+
+def again(command: str) -> str:
+    """The command for another machine: without where records went and how they were tracked."""
+    return re.sub(r" (?:root|tracker|tracker\.\w+)=\S+", "", command)
 
 
 def split_absent(verdicts: list[Verdict]) -> tuple[list[Verdict], list[tuple[str, list[Verdict]]]]:

@@ -128,7 +128,9 @@ def state_bars(runs: pd.DataFrame, baseline: str = BASELINE) -> Figure:
                 draw_state(axis, place, cells, looks[name], matched, baseline)
             axis.set_title(condition(group, *STATE_PANEL), loc="left")
             axis.set_xlabel("Optimizer state, bytes per parameter")
-            axis.set_xlim(left=0)
+        furthest = max(axis.get_xlim()[1] for axis in axes)
+        for axis in axes:
+            axis.set_xlim(0, furthest)  # one scale: AdamW's bar is shorter where all is bf16
     return figure
 
 

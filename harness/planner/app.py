@@ -1,4 +1,4 @@
-"""gefen-plan: what training a model takes, stated in seconds and without allocating it.
+"""gefen-plan: what training a model takes, stated without allocating it, in seconds.
 
 Parameters, gradients and optimizer state are exact; activations are estimated from the model's own
 code, with and without activation checkpointing; per rank on one device, under DDP and under FSDP,

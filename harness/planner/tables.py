@@ -72,8 +72,8 @@ def plan_text(plan: Plan) -> str:
             "",
             table(header, rows, 3),
             "",
-            f"Fewest cards (FSDP over them, at most {MOST_RANKS}; a dash: not even these), "
-            f"{plan.headroom_gib:g} GiB of each free:",
+            f"Fewest cards (FSDP over them, at most {MOST_RANKS}; a dash: not even these, or no "
+            f"FSDP), {plan.headroom_gib:g} GiB of each free:",
             "",
             table(["optimizer", "recompute", *(f"{card} GiB" for card in CARDS_GIB)], cards, 2),
             "",

@@ -54,6 +54,10 @@ def bench(*arguments: str, cwd: Path | None = None) -> "subprocess.CompletedProc
         (["seq_len=4096"], "seq_len=4096 is longer than the 1024 positions of model gpt2_4m"),
         (["-m", "seq_len=64,4096"], "seq_len=4096 is longer than the 1024 positions"),
         (["seq_lne=64"], "Unknown key 'seq_lne' (did you mean 'seq_len'?)"),
+        (
+            ["optimizer=gefen", "optimizer.options.first_moment_bits=4"],
+            "add it with a plus: +optimizer.options.first_moment_bits=VALUE",
+        ),
         (["optimizer.lr=fast"], "optimizer.lr=fast: Value 'fast'"),
         (["seed=0,1"], "seed=0,1 is a sweep; add -m"),
         (["data=hub", "data.path=no-one/no-such-data"], "no-one/no-such-data"),

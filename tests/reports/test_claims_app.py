@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from harness.store import Record
-from reports.claims import claims_folder, load_claims
+from reports.claims import again, claims_folder, load_claims
 from reports.claims_app import claims_main
 from reports.judgements import judge_claims
 from reports.record_sources import discover
@@ -386,3 +386,9 @@ def test_the_published_records_are_judged(tmp_path: Path) -> None:
         if name == "gefen"
     ]
     assert float(state["estimate"]) == pytest.approx(min(ratios))
+
+
+def test_a_command_to_run_again_is_free_of_this_machine() -> None:
+    words = "gefen-bench study=memory root=/tmp/s/mem 'study.parts.a.sweep.model=[gpt2_3m]'"
+    expected = "gefen-bench study=memory 'study.parts.a.sweep.model=[gpt2_3m]'"
+    assert again(f"{words} tracker=none tracker.mode=offline") == expected

@@ -1,8 +1,10 @@
 """README's table of verdicts against the records, and the files that it names."""
 
+import json
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 import harness
@@ -40,3 +42,13 @@ def test_folders_files_and_links_that_are_named_exist(name: str) -> None:
     assert [link for link in links if not (path.parent / link).exists()] == []
     named = set(re.findall(r"`((?:results|configs|tests|harness|reports|scripts)/[\w./]+)`", text))
     assert [item for item in named if not (ROOT / item).exists()] == []
+
+
+def test_published_reports_show_the_plans_beside_them() -> None:
+    """A report built before the last `gefen-plan --check results --save` is out of date."""
+    plans = sorted((ROOT / "results").glob("*/plan.json"))
+    assert plans
+    for path in plans:
+        said = {cell["id"]: cell["verdict"] for cell in json.loads(path.read_text())["cells"]}
+        shown = pd.read_csv(path.parent / "report" / "plans.csv", dtype=str)
+        assert dict(zip(shown["id"], shown["verdict"], strict=True)) == said, path
