@@ -6,6 +6,8 @@ from functools import cached_property
 
 from matplotlib.figure import Figure
 
+from reports.layout import roomy
+
 
 @dataclass(frozen=True)
 class Drawn:
@@ -24,4 +26,4 @@ class Drawn:
     @cached_property
     def figure(self) -> Figure:
         """The figure, drawn when it is first asked for."""
-        return self.draw()
+        return roomy(self.draw())

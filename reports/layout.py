@@ -14,13 +14,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from reports.style import GRID, INK, WARN, tidied
-from reports.text import digits
+from reports.text import MINUS, digits
 
 WIDTH = 3.4  # inches
 TEXT = 8.0  # points
 TITLE, TICKS, LINE = 0.25, 0.44, 0.155  # inches: above an axes, below it, one line of a legend
 ROW = 0.36  # inches a row of a chart by rows: its text and its bar
-RIGHT = 0.12
+RIGHT = 0.17  # half a tick's label
+LETTER, LETTERS = 0.072, 5  # inches; letters of ticks for which the left margins have room
 MOST_TICKS = 5  # named values along an axis; more are named by decades
 
 
@@ -76,6 +77,20 @@ def plots(count: int, legends: Sequence[int], height: float = 1.9) -> tuple[Figu
         axis.xaxis.set_major_locator(MaxNLocator(5))
         axis.yaxis.set_major_locator(MaxNLocator(5))
     return figure, axes
+
+
+def roomy(figure: Figure) -> Figure:
+    """The figure with axes narrowed from the left where ticks would push their label out of it."""
+    for axis in figure.axes:
+        low, high = sorted(axis.get_ylim())
+        ticks = [tick for tick in axis.get_yticks() if low <= tick <= high]
+        texts = axis.yaxis.get_major_formatter().format_ticks(ticks)
+        widths = [len(text) + text.count(MINUS) for text in texts]  # a minus is twice as wide
+        extra = max(widths, default=0) - LETTERS
+        if axis.get_ylabel() and extra > 0:
+            share, box = LETTER * extra / figure.get_figwidth(), axis.get_position()
+            axis.set_position((box.x0 + share, box.y0, box.width - share, box.height))
+    return figure
 
 
 def rows(counts: Sequence[int], legend: int) -> tuple[Figure, list[Axes]]:
