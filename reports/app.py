@@ -148,7 +148,7 @@ def raw_tables(
         "finetuning": gains(plain),
         "rivals": rivals(at_best_rates(plain)),
         "lengths": shares(plain),
-        "plans": plans(data.folder, plain),
+        "plans": plans(data.folder, data.runs),
         "folds": folds(plain),
     }
 

@@ -113,7 +113,7 @@ def sections(
     plain = data.runs[~capped(data.runs)]
     found = {
         "rivals": [Grid("All optimizers", RIVALS, rivals_view(raw["rivals"], plain))],
-        "memory": memory_grids(plain, raw),
+        "memory": memory_grids(plain, data.runs, raw),
         "capacity": [
             Grid("Largest that trains under the cap", "", capacity_view(data.runs, raw["capacity"]))
         ],
@@ -138,14 +138,16 @@ def sections(
     return listed
 
 
-def memory_grids(plain: pd.DataFrame, raw: Mapping[str, pd.DataFrame]) -> list[Grid]:
-    """Bytes by optimizer, and the byte audit."""
+def memory_grids(
+    plain: pd.DataFrame, runs: pd.DataFrame, raw: Mapping[str, pd.DataFrame]
+) -> list[Grid]:
+    """Bytes by optimizer, the byte audit, and plans, also of probes under a cap (all `runs`)."""
     view = labelled(summary_view(raw["summary"], "memory", cells=True), plain)
     return [
         Grid("By optimizer", "Means over finished cells.", view),
         Grid("By sequence length", LENGTHS, shares_view(raw["lengths"], labels_of(plain))),
         Grid("Byte audit", AUDIT, audit_view(plain, raw["byte_audit"])),
-        Grid("Plan against measurement", PLANS, plans_view(raw["plans"], labels_of(plain))),
+        Grid("Plan against measurement", PLANS, plans_view(raw["plans"], labels_of(runs))),
     ]
 
 
