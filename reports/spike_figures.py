@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -67,26 +66,19 @@ def spike_rows(groups: Sequence[pd.DataFrame]) -> Figure:
 
 def draw_runs(axis: Axes, place: int, cells: pd.DataFrame, look: Style) -> None:
     """The runs of one optimizer."""
-    total, shown = 0, cells.sort_values("data_seed").to_dict("records")
-    for index, run in enumerate(shown):
-        at = place + 0.08 - HEIGHT * (index + 0.5) / len(shown) - HEIGHT / 4
+    total, ordered = 0, cells.sort_values("data_seed")
+    for index, run in enumerate(ordered.to_dict("records")):
+        at = place + 0.08 - HEIGHT * (index + 0.5) / len(ordered) - HEIGHT / 4
         last = run["planned_steps"] if run["status"] == "done" else run["steps"]
         axis.plot([0, last], [at, at], color=GRID, linewidth=0.8, zorder=1)
         if run["status"] != "done":
             axis.plot(last, at, "x", color=WARN, markersize=4, zorder=4)
-        spikes = listed(run)
+        spikes = spikes_of(ordered.iloc[[index]])
         total += len(spikes)
         axis.scatter(
             [spike["step"] for spike in spikes], [at] * len(spikes),
             s=[AREA * max(spike["depth"], 0.0) for spike in spikes],
             color=look.color, alpha=0.8, linewidths=0, zorder=3,
         )  # fmt: skip
-    counted = f"{plural(total, 'spike')} in {plural(len(shown), 'run')}"
+    counted = f"{plural(total, 'spike')} in {plural(len(ordered), 'run')}"
     row_text(axis, place, f"{look.label}  ({counted})")
-
-
-def listed(run: dict[Any, Any]) -> list[dict[str, float]]:
-    """The spikes of one run whose step and depth are recorded."""
-    found = run.get("loss_spikes")
-    spikes = found if isinstance(found, list) else []
-    return [spike for spike in spikes if {"step", "depth"} <= {*spike}]
