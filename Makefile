@@ -23,7 +23,7 @@ reproduce-full: .venv/installed ## The same at full size (up to 3 hours); its re
 
 tune: .venv/installed ## The learning-rate search behind configs/tuned (up to 2 hours)
 	@$(BIN)/gefen-bench study=tune
-	@$(BIN)/python -m harness.tuning runs/tune
+	@$(BIN)/python -m harness.study.tuning runs/tune
 
 claims: .venv/installed ## Judge every claim from the published records, without running anything
 	@$(BIN)/gefen-claims

@@ -7,13 +7,13 @@ torch, datasets nor transformers; `load` builds (or finds) what a configuration 
 
 from pathlib import Path
 
+from harness.config import DataConfig
 from harness.data import build, images, pairs
 from harness.data.batches import batch, evaluation_batches
 from harness.data.build import prepare
 from harness.data.corpus import Corpus
 from harness.data.examples import Batch, Examples
 from harness.data.pairs import PairCorpus
-from harness.schema import DataConfig
 
 __all__ = [
     "Batch",

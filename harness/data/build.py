@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from harness.config import DataConfig
+from harness.config.checks_finetuning import PAIR_KEYS
+from harness.config.checks_images import IMAGE_KEYS
 from harness.data.corpus import FORMAT, Corpus, load_corpus
 from harness.data.documents import SPLITS, Document, Splits, text_hash
 from harness.data.once import META, build_once
@@ -17,9 +20,6 @@ from harness.data.overlap import remove_shared, shared_share
 from harness.data.sources import find_source
 from harness.data.tokenizers import Encoder, check_tokenizer, describe_tokenizer, make_encoder
 from harness.errors import UserError
-from harness.schema import DataConfig
-from harness.schema_finetuning import PAIR_KEYS
-from harness.schema_images import IMAGE_KEYS
 
 _DOCUMENTS_PER_CALL = 64
 

@@ -7,9 +7,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from harness.data.model_files import check_files, fingerprint, is_local, locate
+from harness.config import DataConfig
 from harness.errors import UserError
-from harness.schema import DataConfig
+from harness.models.files import check_files, fingerprint, is_local, locate
 
 END_OF_TEXT = "<|endoftext|>"
 _MIN_BPE_VOCABULARY = 257

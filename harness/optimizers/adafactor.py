@@ -9,10 +9,10 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from harness.config import OptimizerConfig
 from harness.models import ParameterSpec
 from harness.optimizers.entry import OptimizerEntry
 from harness.optimizers.groups import decay_flops, decay_groups
-from harness.schema import OptimizerConfig
 
 if TYPE_CHECKING:
     from torch import nn

@@ -12,10 +12,10 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from harness.config import OptimizerConfig
 from harness.models import ParameterSpec, head_size_of
 from harness.optimizers.entry import OptimizerEntry
 from harness.optimizers.groups import AVERAGE_FLOPS, any_settings, decay_flops, elements
-from harness.schema import OptimizerConfig
 
 if TYPE_CHECKING:
     from torch import nn

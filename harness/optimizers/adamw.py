@@ -6,10 +6,10 @@ Loshchilov and Hutter, "Decoupled Weight Decay Regularization", arXiv 1711.05101
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from harness.config import OptimizerConfig
 from harness.models import ParameterSpec
 from harness.optimizers.entry import OptimizerEntry
 from harness.optimizers.groups import ADAM_FLOPS, any_settings, decay_flops, decay_groups, elements
-from harness.schema import OptimizerConfig
 
 if TYPE_CHECKING:
     from torch import nn

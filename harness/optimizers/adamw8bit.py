@@ -6,11 +6,11 @@ Dettmers et al., "8-bit Optimizers via Block-wise Quantization", arXiv 2110.0286
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from harness.config import OptimizerConfig
 from harness.models import ParameterSpec
 from harness.optimizers import blockwise
 from harness.optimizers.entry import OptimizerEntry
 from harness.optimizers.groups import ADAM_FLOPS, decay_flops, decay_groups, elements, largest
-from harness.schema import OptimizerConfig
 
 if TYPE_CHECKING:
     from torch import nn

@@ -8,6 +8,7 @@ arXiv 2208.06677. Its weight decay is the proximal one of algorithm 1, p / (1 + 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from harness.config import OptimizerConfig
 from harness.models import ParameterSpec
 from harness.optimizers.entry import OptimizerEntry
 from harness.optimizers.groups import (
@@ -19,7 +20,6 @@ from harness.optimizers.groups import (
     decay_groups,
     elements,
 )
-from harness.schema import OptimizerConfig
 
 if TYPE_CHECKING:
     from torch import nn

@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from harness.config import OptimizerConfig
 from harness.models import ParameterSpec
 from harness.optimizers import galore
 from harness.optimizers.entry import OptimizerEntry
@@ -19,7 +20,6 @@ from harness.optimizers.groups import (
     drop_empty,
     is_hidden_matrix,
 )
-from harness.schema import OptimizerConfig
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,7 +34,7 @@ _UPDATE_FLOPS = 2
 
 
 def _build(model: "nn.Module", config: OptimizerConfig) -> "Optimizer":
-    from harness.optimizers.apollo_optimizer import APOLLO
+    from harness.optimizers.implementations.apollo import APOLLO
 
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     rank = galore.rank_of(config, ((name, p.shape) for name, p in named))
@@ -85,10 +85,10 @@ def _flops(config: OptimizerConfig, specs: Sequence[ParameterSpec]) -> int:
 def _entry(name: str, summary: str) -> OptimizerEntry:
     return OptimizerEntry(
         name=name,
-        source="harness.optimizers.apollo_optimizer.APOLLO",
+        source="harness.optimizers.implementations.apollo.APOLLO",
         summary=summary,
         needs=None,
-        imports=("harness.optimizers.apollo_optimizer",),
+        imports=("harness.optimizers.implementations.apollo",),
         options=frozenset({"rank", *_SETTINGS}),
         build=_build,
         state_bytes=_state_bytes,

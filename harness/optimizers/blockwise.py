@@ -7,9 +7,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from harness.config import OptimizerConfig
 from harness.models import ParameterSpec
 from harness.optimizers.groups import elements
-from harness.schema import OptimizerConfig
 
 if TYPE_CHECKING:
     from bitsandbytes.optim.optimizer import Optimizer8bit

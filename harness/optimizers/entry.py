@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from harness.config import OptimizerConfig
 from harness.models import ParameterSpec
-from harness.schema import OptimizerConfig
 
 if TYPE_CHECKING:
     from torch import nn

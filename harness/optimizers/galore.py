@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from harness.config import OptimizerConfig
 from harness.models import ParameterSpec
 from harness.optimizers.entry import OptimizerEntry
 from harness.optimizers.groups import (
@@ -23,7 +24,6 @@ from harness.optimizers.groups import (
     drop_empty,
     is_hidden_matrix,
 )
-from harness.schema import OptimizerConfig
 
 if TYPE_CHECKING:
     from torch import nn

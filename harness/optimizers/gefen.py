@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from harness.config import OptimizerConfig
 from harness.models import ParameterSpec
 from harness.optimizers.entry import OptimizerEntry
 from harness.optimizers.groups import (
@@ -13,7 +14,6 @@ from harness.optimizers.groups import (
     decay_groups,
     elements,
 )
-from harness.schema import OptimizerConfig
 
 if TYPE_CHECKING:
     from torch import nn

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from harness.config import OptimizerConfig
 from harness.models import ParameterSpec
 from harness.optimizers.entry import OptimizerEntry
 from harness.optimizers.groups import decay_groups
-from harness.schema import OptimizerConfig
 
 if TYPE_CHECKING:
     from torch import nn
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def _build(model: "nn.Module", config: OptimizerConfig) -> "Optimizer":
-    from harness.optimizers.gefen_paper_optimizer import GefenPaper
+    from harness.optimizers.implementations.gefen_paper import GefenPaper
 
     groups = decay_groups(model, config.weight_decay)
     betas = (config.betas[0], config.betas[1])

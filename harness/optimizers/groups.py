@@ -9,7 +9,7 @@ from harness.models import ParameterSpec
 if TYPE_CHECKING:
     from torch import nn
 
-    from harness.schema import OptimizerConfig
+    from harness.config import OptimizerConfig
 
 # Modules of GPT-2, Llama and their relatives that hold one row for each token, position or class.
 _TABLES = frozenset(

@@ -7,6 +7,7 @@ arXiv 1904.00962, version 3: without bias correction. Meant for large batches.
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from harness.config import OptimizerConfig
 from harness.models import ParameterSpec
 from harness.optimizers.entry import OptimizerEntry
 from harness.optimizers.groups import (
@@ -16,7 +17,6 @@ from harness.optimizers.groups import (
     decay_groups,
     elements,
 )
-from harness.schema import OptimizerConfig
 
 if TYPE_CHECKING:
     from torch import nn

@@ -6,6 +6,7 @@ Chen et al., "Symbolic Discovery of Optimization Algorithms", arXiv 2302.06675.
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from harness.config import OptimizerConfig
 from harness.models import ParameterSpec
 from harness.optimizers import blockwise
 from harness.optimizers.entry import OptimizerEntry
@@ -16,7 +17,6 @@ from harness.optimizers.groups import (
     decay_groups,
     elements,
 )
-from harness.schema import OptimizerConfig
 
 if TYPE_CHECKING:
     from torch import nn

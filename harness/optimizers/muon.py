@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from harness.config import OptimizerConfig
 from harness.models import ParameterSpec
 from harness.optimizers.entry import OptimizerEntry
 from harness.optimizers.groups import (
@@ -21,7 +22,6 @@ from harness.optimizers.groups import (
     elements,
     is_hidden_matrix,
 )
-from harness.schema import OptimizerConfig
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,7 +42,7 @@ _UPDATE_FLOPS = 2  # p - size u
 def _build(model: "nn.Module", config: OptimizerConfig) -> "Optimizer":
     from torch.optim import AdamW, Muon
 
-    from harness.optimizers.combined import Combined
+    from harness.optimizers.implementations.combined import Combined
 
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     hidden = [p for name, p in named if is_hidden_matrix(name, p.shape)]

@@ -2,17 +2,17 @@
 
 Benedek, Koren and Fried, "Gefen: Optimized Stochastic Optimizer", arXiv 2606.13894; gefen-x is a
 fork of it by others. Both import as `gefen`, as our own library does, and are loaded beside it
-(`harness.published`). Their first step takes tens of seconds on a CPU.
+(`harness.optimizers.wheels`). Their first step takes tens of seconds on a CPU.
 """
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from harness.config import OptimizerConfig
 from harness.models import ParameterSpec
 from harness.optimizers.entry import OptimizerEntry
 from harness.optimizers.groups import decay_groups
-from harness.published import PACKAGES, Published, folder, load
-from harness.schema import OptimizerConfig
+from harness.optimizers.wheels import PACKAGES, Published, folder, load
 
 if TYPE_CHECKING:
     from torch import nn
@@ -99,7 +99,7 @@ def _entry(name: str, summary: str) -> OptimizerEntry:
         name=name,
         source=f"{package.name} {package.versions[0]}, the published wheel",
         summary=summary,
-        needs=f"python -m harness.published {name}",
+        needs=f"python -m harness.optimizers.wheels {name}",
         imports=("torch.optim",),
         options=_OPTIONS[name],
         build=_build,

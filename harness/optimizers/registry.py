@@ -5,6 +5,7 @@ import importlib.util
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from harness.config import OptimizerConfig
 from harness.errors import UserError
 from harness.models import ParameterSpec
 from harness.optimizers import (
@@ -16,18 +17,16 @@ from harness.optimizers import (
     apollo,
     galore,
     gefen,
-    gefen_ablation,
     gefen_paper,
     lamb,
     lion,
     muon,
-    planted,
     published,
     stam,
     torchao_adamw,
 )
 from harness.optimizers.entry import OptimizerEntry
-from harness.schema import OptimizerConfig
+from harness.research import gefen_ablation, planted
 
 if TYPE_CHECKING:
     from torch import nn

@@ -1,4 +1,4 @@
-"""STAM and STAMLite: this project's PyTorch form (see the package `harness.stam`).
+"""STAM and STAMLite: this project's PyTorch form (in `implementations.stam`).
 
 TokenAI, "Stable Training with Adaptive Momentum" (2026), published for JAX only.
 """
@@ -6,6 +6,7 @@ TokenAI, "Stable Training with Adaptive Momentum" (2026), published for JAX only
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from harness.config import OptimizerConfig
 from harness.models import ParameterSpec
 from harness.optimizers.entry import OptimizerEntry
 from harness.optimizers.groups import (
@@ -16,7 +17,6 @@ from harness.optimizers.groups import (
     elements,
     largest,
 )
-from harness.schema import OptimizerConfig
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,7 +29,7 @@ _UPDATE_FLOPS = 2  # p <- p - size m
 
 
 def _build_stam(model: "nn.Module", config: OptimizerConfig) -> "Optimizer":
-    from harness.stam import STAM
+    from harness.optimizers.implementations.stam import STAM
 
     return STAM(
         decay_groups(model, config.weight_decay),
@@ -41,7 +41,7 @@ def _build_stam(model: "nn.Module", config: OptimizerConfig) -> "Optimizer":
 
 
 def _build_lite(model: "nn.Module", config: OptimizerConfig) -> "Optimizer":
-    from harness.stam import STAMLite
+    from harness.optimizers.implementations.stam import STAMLite
 
     return STAMLite(
         decay_groups(model, config.weight_decay),
@@ -94,10 +94,10 @@ def _lite_transient(
 ENTRIES = (
     OptimizerEntry(
         name="stam",
-        source="harness.stam.STAM",
+        source="harness.optimizers.implementations.stam.STAM",
         summary="AdamW whose momentum falls, tensor by tensor, where gradients scatter around it.",
         needs=None,
-        imports=("harness.stam",),
+        imports=("harness.optimizers.implementations.stam",),
         options=frozenset({"adapt_strength", "tau_decay", "fallback_threshold"}),
         build=_build_stam,
         state_bytes=_stam_bytes,
@@ -106,10 +106,10 @@ ENTRIES = (
     ),
     OptimizerEntry(
         name="stam_lite",
-        source="harness.stam.STAMLite",
+        source="harness.optimizers.implementations.stam.STAMLite",
         summary="STAM with one second moment for each tensor; one moment for every element.",
         needs=None,
-        imports=("harness.stam",),
+        imports=("harness.optimizers.implementations.stam",),
         options=frozenset({"adapt_strength", "beta1_update_interval"}),
         build=_build_lite,
         state_bytes=_lite_bytes,

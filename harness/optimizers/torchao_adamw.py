@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from harness.config import OptimizerConfig
 from harness.models import ParameterSpec
 from harness.optimizers.entry import OptimizerEntry
 from harness.optimizers.groups import ADAM_FLOPS, decay_flops, decay_groups, elements
-from harness.schema import OptimizerConfig
 
 if TYPE_CHECKING:
     from torch import nn

@@ -35,10 +35,10 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 from unittest.mock import patch
 
-from harness.model_inputs import example
+from harness.config import ModelConfig, from_dict, to_dict
 from harness.models import untrained_model
+from harness.models.inputs import example
 from harness.planner.live import LiveStorages, Peaks
-from harness.schema import ModelConfig, from_dict, to_dict
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -16,12 +16,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import store
+from harness.cells import store
+from harness.config import ModelConfig, OptimizerConfig, from_dict
 from harness.errors import UserError
 from harness.planner.config import PlanConfig
 from harness.planner.memory import DDP, FSDP, ONE
 from harness.planner.plan import estimate
-from harness.schema import ModelConfig, OptimizerConfig, from_dict
 
 STATE_TOLERANCE = 0.005
 PEAK_TOLERANCE = {"cuda": 0.10, "cpu": 0.15}

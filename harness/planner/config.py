@@ -8,10 +8,10 @@ from typing import Any
 import yaml
 
 from harness import optimizers
+from harness.config import PRECISIONS, ModelConfig, OptimizerConfig, from_dict
+from harness.config.groups import configs_dir, load_group
 from harness.errors import UserError
-from harness.groups import configs_dir, load_group
-from harness.model_inputs import for_length, sequence_length
-from harness.schema import PRECISIONS, ModelConfig, OptimizerConfig, from_dict
+from harness.models.inputs import for_length, sequence_length
 
 GIB = 2**30
 _MODEL_KEYS = {item.name for item in fields(ModelConfig)}
@@ -35,7 +35,7 @@ class PlanConfig:
     `vocab_size` counts where the model's own is null. `headroom_gib` of a card stays free: the
     CUDA context, libraries' workspaces and fragments, which no plan contains. `device` cpu plans a
     process whose heap keeps what is freed (`harness.planner.memory`), but with `exact_peaks`
-    (`harness.schema_types.TaskConfig`).
+    (`harness.config.types.TaskConfig`).
     """
 
     model: ModelConfig

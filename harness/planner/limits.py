@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from tqdm import tqdm
 
 from harness import models
+from harness.config import OptimizerConfig
 from harness.planner import memory
 from harness.planner.config import PlanConfig
 from harness.planner.plan import parameter_specs, peak_within
-from harness.schema import OptimizerConfig
 
 MOST = 1 << 20
 

@@ -32,10 +32,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from harness import optimizers
+from harness.config import OptimizerConfig
 from harness.models import ParameterSpec
 from harness.planner.config import PlanConfig
 from harness.planner.live import Peaks
-from harness.schema import OptimizerConfig
 
 ONE, DDP, FSDP = "one device", "ddp", "fsdp"
 

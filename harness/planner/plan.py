@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from harness import models
+from harness.config import ModelConfig, OptimizerConfig, from_dict, to_dict
 from harness.models import ParameterSpec
 from harness.planner import memory
 from harness.planner.activations import METHOD, Pass, activation_peaks
 from harness.planner.config import GIB, PlanConfig
 from harness.planner.live import Peaks
 from harness.planner.memory import DDP, FSDP, ONE, Estimate
-from harness.schema import ModelConfig, OptimizerConfig, from_dict, to_dict
 
 CARDS_GIB = (16, 24, 40, 80, 141)
 MOST_RANKS = 1024

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
+from harness.config import TrackerConfig
 from harness.errors import UserError
-from harness.schema import TrackerConfig
 from harness.trackers.access import check
 from harness.trackers.base import GuardedTracker, NullTracker, RunInfo, Tracker
 from harness.trackers.trackio_tracker import TrackioTracker

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import astuple
 from typing import Any
 
+from harness.config import TrackerConfig
 from harness.errors import UserError
-from harness.schema import TrackerConfig
 
 KEY_HINT = "set WANDB_API_KEY (https://wandb.ai/authorize) or run `wandb login`"
 

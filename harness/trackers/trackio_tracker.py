@@ -11,7 +11,7 @@ import os
 import sys
 from typing import Any
 
-from harness.schema import TrackerConfig
+from harness.config import TrackerConfig
 from harness.trackers.base import RunInfo
 
 FOLDER = "trackio"

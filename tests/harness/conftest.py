@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from harness.groups import load_group
-from harness.schema import RunConfig, from_dict
+from harness.config import RunConfig, from_dict
+from harness.config.groups import load_group
 
 MakeRun = Callable[..., RunConfig]
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from harness import store
-from harness.cells import job_config, run_cell
+from harness.cells import store
+from harness.cells.identity import job_config, run_cell
 
 HERE = Path(__file__).parent
 PROJECT = HERE.parents[1]
@@ -40,7 +40,7 @@ class Pipeline:
 
 def start(study: str, root: Path) -> "subprocess.Popen[str]":
     """`gefen-bench study=...` in a process of its own, as a person would start it."""
-    command = [sys.executable, "-m", "harness.app", "--config-dir", str(HERE / "configs")]
+    command = [sys.executable, "-m", "harness.cli.bench", "--config-dir", str(HERE / "configs")]
     # Workers have the cores to themselves: a report or a plan in between must not take more.
     environment = {**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from harness import store
-from reports.byte_audit import audit
-from reports.claims import Verdict, evaluate, load_claims
-from reports.load import load
+from harness.cells import store
+from reports.claims.judge import Verdict, evaluate, load_claims
+from reports.data.load import load
+from reports.tables.byte_audit import audit
 
 from .conftest import HERE, Pipeline, records
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness import store
+from harness.cells import store
 
 GPT2 = 124_439_808
 STATE = {"adamw": 8.0, "adamw8bit": 2.03, "galore": 3.1, "lion": 4.0, "gefen": 1.0005}

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
+from harness.config import DataConfig
 from harness.data.documents import SPLITS
 from harness.data.images.image_set import FORMAT, ImageSet, load_images
 from harness.data.images.pixels import Pixels
 from harness.data.images.sources import SOURCES
 from harness.data.once import META, build_once
-from harness.schema import DataConfig
 
 # Keys that decide how a prepared set is used, not what it holds.
 _USE = ("name", "folds", "fold")

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from harness.config import DataConfig
 from harness.data.images.pixels import Pixels
 from harness.errors import UserError
-from harness.schema import DataConfig
 
 SIZE, LARGEST = 8, 16
 _INSTALL = "pip install -e '.[images]' -c constraints.txt"

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from harness.config import DataConfig
 from harness.data.documents import SPLITS
 from harness.data.images.division import shuffled
 from harness.data.images.pixels import Pixels
 from harness.data.sources import hub
 from harness.data.sources.text_files import file_signature
 from harness.errors import UserError
-from harness.schema import DataConfig
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from harness.config import DataConfig
 from harness.data.examples import Batch
 from harness.data.images.division import Division, in_folds, in_splits, shuffled
 from harness.errors import UserError
-from harness.schema import DataConfig
 
 FORMAT = "images 2"
 

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from harness.config import DataConfig
 from harness.data.images import digits, hub
 from harness.data.images.pixels import Pixels
-from harness.schema import DataConfig
 
 
 @dataclass(frozen=True)

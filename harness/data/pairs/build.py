@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from harness.config import DataConfig
+from harness.config.checks_images import IMAGE_KEYS
 from harness.data.build import write_meta
 from harness.data.corpus import FORMAT
 from harness.data.documents import SPLITS, Document
@@ -20,8 +22,6 @@ from harness.data.pairs.pair_corpus import SPANS, PairCorpus, load_pairs
 from harness.data.sources import hub, python_source
 from harness.data.tokenizers import Encoder, check_tokenizer, describe_tokenizer, make_encoder
 from harness.errors import UserError
-from harness.schema import DataConfig
-from harness.schema_images import IMAGE_KEYS
 
 # What changes the pairs of unchanged sources: counted up by hand.
 VERSION = 2

@@ -4,10 +4,10 @@ import ast
 import textwrap
 from collections.abc import Iterator
 
+from harness.config import DataConfig
 from harness.data.documents import Document, Splits
 from harness.data.pairs.pair import Pair, PairSplits
 from harness.data.sources import python_source
-from harness.schema import DataConfig
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 

@@ -5,11 +5,11 @@ from itertools import islice
 from string import Formatter
 from typing import Any
 
+from harness.config import DataConfig
 from harness.data.documents import SPLITS, split_documents
 from harness.data.pairs.pair import Pair, PairSplits
 from harness.data.sources import hub
 from harness.errors import UserError
-from harness.schema import DataConfig
 
 LEAST_PAIRS = 3
 

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from harness.config import DataConfig
 from harness.data.documents import Splits
 from harness.data.sources import hub, python_source, text_files
 from harness.errors import UserError
-from harness.schema import DataConfig
 
 
 @dataclass(frozen=True)

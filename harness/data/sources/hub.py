@@ -9,11 +9,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from harness.config import DataConfig
 from harness.data.documents import SPLITS, Document, Splits, split_documents
-from harness.data.hub_access import check_repository
 from harness.data.sources.text_files import file_signature
 from harness.errors import UserError
-from harness.schema import DataConfig
+from harness.models.hub_access import check_repository
 
 _BUILDERS = {
     ".parquet": "parquet",

@@ -9,9 +9,9 @@ import hashlib
 import re
 from importlib import metadata
 
+from harness.config import DataConfig
 from harness.data.documents import SPLITS, Document, Splits, content_order
 from harness.errors import UserError
-from harness.schema import DataConfig
 
 # Longer lines are data (tables, embedded JSON), not code.
 _MAX_LINE_CHARACTERS = 1000

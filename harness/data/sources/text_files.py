@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from harness.config import DataConfig
 from harness.data.documents import Document, Splits, split_documents
 from harness.errors import UserError
-from harness.schema import DataConfig
 
 
 def check(config: DataConfig) -> None:

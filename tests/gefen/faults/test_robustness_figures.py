@@ -1,12 +1,12 @@
-"""harness.robustness: whole-model state against known sizes, and the command."""
+"""harness.research.robustness: whole-model state against known sizes, and the command."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from harness.robustness import figures
-from harness.robustness.__main__ import main
+from harness.research.robustness import figures
+from harness.research.robustness.__main__ import main
 
 # Parameters as the models' own cards give them.
 PARAMETERS = {

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.robustness.scenarios import Stepper, second_moment_drift
+from harness.research.robustness.scenarios import Stepper, second_moment_drift
 
 from .ours import advance, every_option, noise, ours, parameter
 from .published import Published
@@ -63,7 +63,7 @@ def test_published_does_not_see_smaller_gradients_in_bfloat16() -> None:
 def test_ours_follows_float64_over_thousands_of_steps() -> None:
     """Half of them stationary, half with gradients ten times smaller.
 
-    `python -m harness.robustness` follows every form over 6,000 steps.
+    `python -m harness.research.robustness` follows every form over 6,000 steps.
     """
     assert drift_of_ours("factored", 32, 3000, 1500) < 1e-3
 

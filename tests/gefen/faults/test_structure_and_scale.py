@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gefen import state_bytes
 from gefen.block_rules import block_length, group_length
-from harness.robustness.scenarios import Make, Stepper
+from harness.research.robustness.scenarios import Make, Stepper
 
 from .ours import advance, every_option, noise, ours, parameter
 from .published import Published, normalised, quantiser

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from gefen import Gefen
-from harness.robustness.scenarios import (
+from harness.research.robustness.scenarios import (
     LR,
     Make,
     movement_after_stop,
@@ -22,8 +22,8 @@ from .published import Published, normalised, quantiser
 
 SHAPE = (32, 128)
 BETAS = [(0.9, 0.95), (0.9, 0.999)]
-# An experiment ends once nothing moves any more, after 150 to 400 steps; harness.robustness allows
-# 10,000 for its figures, with the same result.
+# An experiment ends once nothing moves any more, after 150 to 400 steps;
+# harness.research.robustness allows 10,000 for its figures, with the same result.
 STEPS = 2000
 LIMIT = 1.1
 both_betas = pytest.mark.parametrize("betas", BETAS, ids=["0.95", "0.999"])

@@ -1,0 +1,1 @@
+"""Cells: identity, records and curves on disk, locks, provenance, publishing."""

@@ -1,0 +1,1 @@
+"""The commands that a person types, their flags, live view and errors."""

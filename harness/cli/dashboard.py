@@ -1,0 +1,96 @@
+"""`gefen-dashboard`: the W&B workspace of this project, and offline runs uploaded.
+
+gefen-dashboard wandb              save the workspace; without a key, write it to files
+gefen-dashboard sync runs/STUDY    upload the offline runs of a study, each once
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness.config.groups import load_group
+from harness.errors import UserError, exit_code
+from harness.trackers import dashboard_spec, dashboard_sync, dashboard_workspace
+from harness.trackers.access import import_wandb, wandb_problem
+
+OUTPUT = Path("runs") / "dashboard"
+NEXT = """\
+Not published: {problem}. Two commands publish, once there is access:
+  gefen-dashboard sync runs/STUDY    the offline runs of a study
+  gefen-dashboard wandb              this workspace"""
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="gefen-dashboard",
+        description=__doc__,
+        epilog="Exit codes: 0 done, 1 some runs did not arrive, 2 a mistake.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="wandb|sync")
+    workspace = commands.add_parser("wandb", help="save or write the workspace")
+    workspace.add_argument("--entity", help="team or user (default: that of the key)")
+    workspace.add_argument("--project", help="default: that of configs/tracker/wandb.yaml")
+    workspace.add_argument(
+        "--output", type=Path, default=OUTPUT, help=f"folder of the files (default {OUTPUT})"
+    )
+    upload = commands.add_parser("sync", help="upload the offline runs of a study")
+    upload.add_argument("study", type=Path, help="its folder, runs/STUDY")
+    return parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Answer one command line; the exit code. Raises UserError."""
+    if options.command == "sync":
+        return _sync(options.study)
+    return _workspace(options)
+
+
+def _workspace(options: argparse.Namespace) -> int:
+    spec = dashboard_spec.load()
+    tracker = load_group("tracker", "wandb")
+    project = options.project or tracker["project"]
+    entity = options.entity or tracker["entity"] or ""
+    workspace = dashboard_workspace.build(spec, entity, project)
+    problem = wandb_problem()
+    if problem is None and not entity:
+        workspace.entity = import_wandb().Api().default_entity
+    for path in dashboard_workspace.write(workspace, spec, options.output):
+        print(f"Wrote {path}")
+    if problem is not None:
+        print(NEXT.format(problem=problem))
+        return 0
+    print(f"Saved: {dashboard_workspace.save(workspace, options.output)}")
+    return 0
+
+
+def _sync(study: Path) -> int:
+    before = dashboard_sync.find(study)
+    if before.waiting:
+        problem = wandb_problem()
+        if problem is not None:
+            raise UserError(f"{len(before.waiting)} runs of {study} wait: {problem}.")
+    after = dashboard_sync.sync(study)
+    sent = len(after.synced) - len(before.synced)
+    print(f"{study}: {sent} runs uploaded, {len(before.synced)} were there before.")
+    if after.running:
+        print(f"{len(after.running)} are still running: the same command sends them later.")
+    if after.waiting:
+        print(
+            f"{len(after.waiting)} runs did not arrive, the first is {after.waiting[0].parent}; "
+            "the same command tries them again.",
+            file=sys.stderr,
+        )
+    return 1 if after.waiting else 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of `gefen-dashboard`."""
+    options = parse(arguments)
+    return exit_code("gefen-dashboard", lambda: run(options))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,35 @@
+"""Configuration groups read with PyYAML alone, for machines without Hydra."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from harness.errors import UserError
+
+
+def configs_dir() -> Path:
+    """The folder `configs/` beside the package `harness`."""
+    return Path(__file__).resolve().parents[2] / "configs"
+
+
+def load_group(group: str, name: str) -> dict[str, Any]:
+    """The values of `configs/<group>/<name>.yaml`, its `defaults` list resolved.
+
+    Only what the groups here use of Hydra's defaults lists is understood: names of files in the
+    same group and `_self_`; later entries win. Raises UserError for an unknown group or name, or
+    a file that is not a mapping.
+    """
+    folder = configs_dir() / group
+    path = folder / f"{name}.yaml"
+    if not path.is_file():
+        allowed = ", ".join(sorted(file.stem for file in folder.glob("*.yaml"))) or "nothing"
+        raise UserError(f"{group}={name} is not known; allowed: {allowed}.")
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(values, dict):
+        raise UserError(f"{path} does not hold a mapping of keys to values.")
+    defaults = values.pop("defaults", ["_self_"])
+    merged: dict[str, Any] = {}
+    for entry in defaults if "_self_" in defaults else [*defaults, "_self_"]:
+        merged.update(values if entry == "_self_" else load_group(group, str(entry)))
+    return merged

@@ -1,0 +1,1 @@
+"""One cell becomes one process, here or on the workers of an engine."""

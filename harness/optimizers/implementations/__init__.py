@@ -1,0 +1,1 @@
+"""Optimizers that no package provides, as torch optimizers."""

@@ -1,0 +1,10 @@
+"""The published packages that import as `gefen`, as this project's own library does.
+
+They are unpacked into a private folder (`python -m harness.optimizers.wheels`), never installed,
+and loaded beside ours: see `loading`.
+"""
+
+from harness.optimizers.wheels.loading import Published, folder, load
+from harness.optimizers.wheels.packages import PACKAGES, Package
+
+__all__ = ["PACKAGES", "Package", "Published", "folder", "load"]

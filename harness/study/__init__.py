@@ -1,0 +1,1 @@
+"""A study becomes cells: parts, plan, searches, estimates, and the sweep over them."""

@@ -1,0 +1,118 @@
+"""All cells of one command: fixed lists at once, searches as far as their answers reach."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+from harness.cells import store
+from harness.cells.identity import Cell, Planner
+from harness.config import RunConfig
+from harness.launch.devices import Workers
+from harness.study.search import Point, Rates, Search
+
+
+class Request(NamedTuple):
+    """Something to run: what decides its cells, and how a point of it becomes a configuration."""
+
+    search: Search
+    configure: Callable[[Point], RunConfig]
+
+
+class Known(NamedTuple):
+    """What is known of a plan by now.
+
+    `cells` holds each cell once, in the order to run them; `open` says that answers may add more,
+    `at_most` in all; `notes` are the conclusions of the searches that have ended.
+    """
+
+    cells: list[Cell]
+    open: bool
+    at_most: int
+    notes: list[str]
+
+
+class CellList:
+    """A plan whose cells are all known, for callers that have planned them."""
+
+    def __init__(self, cells: list[Cell]) -> None:
+        self._known = Known(cells, False, len(cells), [])
+
+    def answer(self, record: store.Record) -> None:
+        """Records change nothing here."""
+
+    def known(self) -> Known:
+        """The cells."""
+        return self._known
+
+
+@dataclass(frozen=True)
+class _Entry:
+    request: Request
+    cells: dict[str, Cell]  # by the text of the point
+
+
+class Plan:
+    """Grows as records come in; `answer` hands it a record of this command's own."""
+
+    def __init__(
+        self, requests: list[Request], progress: bool = True, workers: Workers | None = None
+    ) -> None:
+        """Check and name every cell that is known from the start, before anything runs.
+
+        `workers` will run them, None for this process. Raises UserError with one sentence.
+        """
+        self._planner = Planner(progress, workers)
+        self._answers: dict[str, store.Record] = {}
+        self._entries = [_Entry(request, {}) for request in requests]
+        starts = [(e, p) for e in self._entries for p in e.request.search.state(_unknown).points]
+        configs = [entry.request.configure(point) for entry, point in starts]
+        for (entry, point), cell in zip(starts, self._planner.cells(configs), strict=True):
+            entry.cells[_text(point)] = cell
+
+    @property
+    def chooses_rates(self) -> bool:
+        """Whether a learning-rate search is part of it."""
+        return any(isinstance(entry.request.search, Rates) for entry in self._entries)
+
+    def answer(self, record: store.Record) -> None:
+        """Take note of a record, whatever its status; searches go on from it."""
+        self._answers[record.id] = record
+
+    def known(self) -> Known:
+        """Replay all searches over the answers and over the results on disk."""
+        cells: dict[str, Cell] = {}
+        notes: list[str] = []
+        is_open, at_most = False, 0
+        for entry in self._entries:
+            state = entry.request.search.state(partial(self._look, entry))
+            for point in state.points:
+                cell = self._cell(entry, point)
+                cells.setdefault(cell.id, cell)
+            is_open |= state.open
+            at_most += entry.request.search.at_most() if state.open else len(state.points)
+            notes += state.notes
+        return Known(list(cells.values()), is_open, at_most, notes)
+
+    def _look(self, entry: _Entry, point: Point) -> store.Record | None:
+        cell = self._cell(entry, point)
+        if cell.id not in self._answers:
+            record = cell.finished()
+            if record is None:
+                return None
+            self._answers[cell.id] = record
+        return self._answers[cell.id]
+
+    def _cell(self, entry: _Entry, point: Point) -> Cell:
+        text = _text(point)
+        if text not in entry.cells:
+            (entry.cells[text],) = self._planner.cells([entry.request.configure(point)])
+        return entry.cells[text]
+
+
+def _unknown(point: Point) -> None:
+    return None
+
+
+def _text(point: Point) -> str:
+    return repr(sorted(point.items()))

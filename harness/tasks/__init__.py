@@ -1,0 +1,1 @@
+"""What a cell does: one file for each task."""

@@ -1,0 +1,1 @@
+"""Claims from their files, judged by estimators."""

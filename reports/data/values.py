@@ -1,0 +1,60 @@
+"""Columns that a record may lack: metrics that came later, and settings of a cell."""
+
+from typing import Any
+
+import pandas as pd
+
+from reports.data.load import BASELINE
+
+
+def metric(runs: pd.DataFrame, *names: str) -> pd.Series:
+    """The first of `names` that a cell recorded, as float64; nan where it has none of them."""
+    found = pd.Series(float("nan"), index=runs.index, dtype="float64")
+    for name in names:
+        if name in runs:
+            found = found.fillna(pd.to_numeric(runs[name], errors="coerce").astype("float64"))
+    return found
+
+
+def words(runs: pd.DataFrame, name: str) -> pd.Series:
+    """A text of the record, empty where it has none."""
+    if name not in runs:
+        return pd.Series("", index=runs.index, dtype=object)
+    return runs[name].map(lambda value: value if isinstance(value, str) else "").astype(object)
+
+
+def setting(runs: pd.DataFrame, *path: str) -> pd.Series:
+    """A value of each cell's configuration by its path of keys; None where it is absent."""
+
+    def find(config: Any) -> Any:
+        for key in path:
+            config = config.get(key) if isinstance(config, dict) else None
+        return config
+
+    return pd.Series([find(config) for config in runs["config"]], index=runs.index, dtype=object)
+
+
+def capped(runs: pd.DataFrame) -> pd.Series:
+    """True for probes of a capacity search, which ran under a memory cap."""
+    return setting(runs, "task", "memory_cap_gib").notna()
+
+
+def sharded(runs: pd.DataFrame) -> pd.Series:
+    """True for cells whose state FSDP cut over several ranks; byte metrics are those of rank 0."""
+    several = setting(runs, "launch", "nproc").fillna(1).astype("int64") > 1
+    return several & setting(runs, "launch", "strategy").eq("fsdp")
+
+
+def rates(runs: pd.DataFrame) -> pd.Series:
+    """The peak learning rate of each cell: `lr` x `lr_factor`."""
+    factor = setting(runs, "optimizer", "lr_factor")
+    return runs["lr"].astype("float64") * factor.fillna(1.0).astype("float64")
+
+
+def baseline_variant(group: pd.DataFrame, baseline: str = BASELINE) -> str | None:
+    """The baseline's variant of one condition; of several the one with the lowest mean loss."""
+    cells = group[(group["optimizer"] == baseline) & (group["status"] == "done")]
+    if cells.empty:
+        return None
+    losses = cells.groupby("variant", sort=False)["final_eval_loss"].mean()
+    return str(losses.idxmin() if losses.notna().any() else losses.index[0])

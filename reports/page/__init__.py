@@ -1,0 +1,1 @@
+"""The doors gefen-report and gefen-claims, and the pages that they write."""

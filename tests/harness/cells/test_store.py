@@ -1,0 +1,222 @@
+"""Records survive a killed writer, keep their values, and are refused in one sentence otherwise."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness.cells import store
+from harness.errors import UserError
+
+ROOT = Path(store.__file__).resolve().parents[2]
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.text(max_size=8)
+    | st.floats(allow_nan=False, allow_infinity=False),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner),
+    max_leaves=8,
+)
+
+
+def make_record(**changes: object) -> store.Record:
+    values = {"id": "0123456789abcdef", "study": "s", "part": "p", "label": "a/b", "status": "done"}
+    return store.Record(**{**values, **changes})  # type: ignore[arg-type]
+
+
+@settings(max_examples=25, deadline=None)
+@given(metrics=st.dictionaries(st.text(max_size=5), json_values), attempt=st.integers(1, 9))
+def test_record_round_trip(
+    metrics: dict, attempt: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("cell")
+    record = make_record(metrics=metrics, attempt=attempt, error="ü" if attempt > 4 else None)
+    store.write_record(folder, record)
+    assert store.read_record(folder) == record
+    assert os.listdir(folder) == ["record.json"]
+
+
+def test_values_become_strict_json(tmp_path: Path) -> None:
+    metrics = {
+        "nan": float("nan"),
+        "list": [1.0, float("inf")],
+        "scalar": np.float32(0.5),
+        "array": np.arange(3),
+        "path": Path("/a/b"),
+    }
+    store.write_record(tmp_path, make_record(metrics=metrics))
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is not JSON")
+
+    text = (tmp_path / "record.json").read_text()
+    loaded = json.loads(text, parse_constant=refuse)["metrics"]
+    expected = {"nan": None, "list": [1.0, None], "scalar": 0.5, "array": [0, 1, 2], "path": "/a/b"}
+    assert loaded == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"schema_version": 1, "id": ', "not readable JSON"),
+        ("[1]", "not a JSON object"),
+        ("{}", "schema_version None"),
+        ('{"schema_version": 2}', "schema_version 2"),
+        ('{"schema_version": 1, "id": "x"}', "lacks 'study'"),
+        (
+            '{"schema_version": 1, "id": "x", "study": "s", "part": "p", "label": "l",'
+            ' "status": "fine"}',
+            "allowed are done, diverged",
+        ),
+        (
+            '{"schema_version": 1, "id": "x", "study": "s", "part": "p", "label": "l",'
+            ' "status": "done", "metric": 1}',
+            "unknown key 'metric'",
+        ),
+    ],
+)
+def test_bad_record_is_one_sentence_with_the_file(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "record.json"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        store.read_record(tmp_path)
+    message = str(caught.value)
+    assert words in message
+    assert str(path) in message
+    assert "\n" not in message
+
+
+def test_missing_and_other_version_study(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        store.read_study(tmp_path)
+    store.write_json_atomic(tmp_path / "study.json", {"schema_version": 99})
+    with pytest.raises(UserError, match=r"study\.json has schema_version 99"):
+        store.read_study(tmp_path)
+
+
+def test_binary_garbage_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "record.json").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "curve.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(UserError, match=r"record\.json"):
+        store.read_record(tmp_path)
+    with pytest.raises(UserError, match=r"curve\.parquet"):
+        store.read_curve(tmp_path)
+
+
+def test_curve_round_trip_and_types(tmp_path: Path) -> None:
+    rows = [
+        store.CurveRow(1, 2**40, 0.1, "train/loss", 1 / 3),
+        (2, 2**41, 0.2, "train/loss", float("nan")),
+        {"step": 2, "tokens": 5, "train_seconds": 0.2, "key": "eval/loss", "value": 1.0},
+    ]
+    store.write_curve(tmp_path, rows)
+    frame = store.read_curve(tmp_path)
+    assert list(frame.columns) == ["step", "tokens", "train_seconds", "key", "value"]
+    assert frame["tokens"].tolist() == [2**40, 2**41, 5]
+    assert frame["value"][0] == 1 / 3
+    assert np.isnan(frame["value"][1])
+    assert [str(frame[c].dtype) for c in ("step", "tokens", "value")] == ["int64"] * 2 + ["float64"]
+    with pytest.raises(TypeError):
+        store.write_curve(tmp_path, [(1, 2)])
+
+
+def test_empty_and_absent_curves_look_alike(tmp_path: Path) -> None:
+    store.write_curve(tmp_path / "a", [])
+    empty, absent = store.read_curve(tmp_path / "a"), store.read_curve(tmp_path / "b")
+    assert len(empty) == len(absent) == 0
+    assert list(empty.columns) == list(absent.columns)
+    numeric = ["step", "tokens", "train_seconds", "value"]
+    assert (empty[numeric].dtypes == absent[numeric].dtypes).all()
+
+
+def test_load_study_keeps_order_and_skips_what_is_not_there(tmp_path: Path) -> None:
+    ids = ["b", "a", "never-run"]
+    store.write_study(tmp_path, {"name": "s", "cells": [{"id": i, "part": "p"} for i in ids]})
+    for cell in ("a", "b", "no-longer-listed"):
+        store.write_record(store.cell_dir(tmp_path, cell), make_record(id=cell))
+    study, records = store.load_study(tmp_path)
+    assert study["name"] == "s"
+    assert study["schema_version"] == 1
+    assert [record.id for record in records] == ["b", "a"]
+
+
+def test_only_answers_count_as_results() -> None:
+    answers = [s for s in store.STATUSES if make_record(status=s).is_result]
+    assert answers == ["done", "diverged", "oom"]
+
+
+def test_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.json"
+    store.write_json_atomic(path, {"value": 1})
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        store.write_json_atomic(path, {"value": 2})
+    assert store.read_json(path) == {"value": 1}
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from harness import store
+folder, n = Path(sys.argv[1]), 0
+while True:
+    n += 1
+    values = {"n": n, "padding": [n] * 20000}
+    store.write_record(folder, store.Record("x", "s", "p", "l", "done", attempt=n, metrics=values))
+    if n == 2:
+        print("ready", flush=True)
+"""
+
+
+def test_sigkill_during_writes_leaves_a_whole_record(tmp_path: Path) -> None:
+    """Killed at many moments, a writer leaves the last finished record, complete."""
+    for moment in range(8):
+        process = subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(tmp_path)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.013 * moment)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        record = store.read_record(tmp_path)
+        assert record.metrics["padding"] == [record.attempt] * 20000
+        assert record.attempt >= 2
+
+
+def test_leftovers_of_killed_writers_are_cleaned_later(tmp_path: Path) -> None:
+    old, fresh = tmp_path / ".record.json.1.tmp", tmp_path / ".record.json.2.tmp"
+    old.write_text("half")
+    fresh.write_text("half")
+    os.utime(old, (1, 1))
+    store.write_record(tmp_path, make_record())
+    assert not old.exists()
+    assert fresh.exists()
+
+
+def test_store_and_provenance_import_no_torch() -> None:
+    code = (
+        "import sys, harness.cells.store as s, harness.cells.provenance as p;"
+        "from pathlib import Path;"
+        "s.read_curve(Path('/nonexistent')); p.collect('c', 'cpu', 'd', p.code_hash());"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
