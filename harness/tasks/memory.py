@@ -10,10 +10,14 @@ from typing import Any
 from harness.meters.timing import Stopwatch, Total, frozen_gc, summarize
 from harness.train.setup import Outcome, Setup
 
+DATA = ("texts", "pairs", "images")
+READS = frozenset({
+    "warmup_optimizer_steps", "timed_optimizer_steps", "memory_cap_gib", "exact_peaks",
+})  # fmt: skip
 TRAINING_STEPS = 2
 
 
-def run_memory(setup: Setup) -> Outcome:
+def run(setup: Setup) -> Outcome:
     """Measure one cell; the phases' order is the order of a training run."""
     task, meter, facts = setup.config.task, setup.meter, setup.facts
     total = task.warmup_optimizer_steps + task.timed_optimizer_steps + 2 + TRAINING_STEPS

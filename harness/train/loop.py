@@ -1,4 +1,4 @@
-"""task.kind=pretrain and classify: the training loop, its checkpoints and its curve."""
+"""The training loop of every task that trains: steps, evaluations, checkpoints and the curve."""
 
 import contextlib
 import itertools
@@ -24,11 +24,6 @@ def learning_rate_factor(step: int, task: TaskConfig) -> float:
     done = (step - task.warmup_steps) / max(1, task.steps - task.warmup_steps)
     cosine = 0.5 * (1 + math.cos(math.pi * done))
     return task.min_lr_ratio + (1 - task.min_lr_ratio) * cosine
-
-
-def run_training(setup: Setup) -> Outcome:
-    """Train for `task.steps` steps; a checkpoint of the same cell is continued."""
-    return Run(setup).train()
 
 
 class Run:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from harness import data, models, optimizers
+from harness import data, models, optimizers, registry
 from harness.config import RunConfig
 from harness.meters import limits
 from harness.meters.energy import EnergyMeter
@@ -215,7 +215,7 @@ def _import_everything(config: RunConfig) -> None:
     packages += IMPORTS if config.launch.nproc > 1 else []
     packages += ["peft"] if config.model.lora_rank is not None else []
     packages += ["gguf"] if (config.model.path or "").endswith(GGUF) else []
-    packages += ["transformers.generation"] if config.task.kind == "finetune" else []
+    packages += registry.constant("tasks", config.task.kind, "IMPORTS", ())
     for package in packages:
         importlib.import_module(package)
     # Large enough to start the threads of OpenMP, whose stacks are no memory of the cell.

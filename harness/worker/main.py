@@ -13,6 +13,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from harness import tasks
 from harness.cells import store
 from harness.cells.identity import blank_record, job_config
 from harness.cells.messages import FACTS_MARK, PROGRESS_MARK
@@ -129,18 +130,14 @@ def _run_task(
     if code_hash() != job["code_hash"]:
         raise UserError("The code changed after the run was planned; start the command again.")
     # Imported here: a broken import must end as a recorded crash too.
-    from harness.tasks.finetune import run_finetuning
-    from harness.tasks.memory import run_memory
     from harness.train.distributed.ranks import check_agreement, rank_metrics
-    from harness.train.loop import run_training
     from harness.train.save_model import save_model
     from harness.train.setup import Setup
 
     say = report if rank_index(config) == 0 else _silent
     setup = Setup.build(config, job, directory, say, tracker, facts)
     tracker.start()
-    kinds = {"memory": run_memory, "finetune": run_finetuning}
-    outcome = kinds.get(config.task.kind, run_training)(setup)
+    outcome = tasks.find(config.task.kind)(setup)
     check_agreement(setup.model, setup.ranks)
     outcome.metrics |= rank_metrics(setup.ranks, outcome.metrics)
     if config.task.save_model and outcome.status == "done" and setup.ranks.index == 0:
