@@ -2,7 +2,6 @@
 
 The dataclasses need neither Hydra nor torch, so that a machine without Hydra can build the same
 configuration from plain dictionaries (`from_dict`). Hydra sees them through `harness.cli.bench`.
-This module is the door to `harness.config.types`, `schema_conversion` and `schema_checks`.
 """
 
 from harness.config.checks import (
@@ -10,12 +9,8 @@ from harness.config.checks import (
     FAMILIES,
     PRECISIONS,
     ROTARY_FAMILIES,
-    SOURCES,
-    TASKS,
-    TRACKERS,
     validate,
 )
-from harness.config.conversion import from_dict, to_dict
 from harness.config.types import (
     DataConfig,
     LaunchConfig,
@@ -25,6 +20,8 @@ from harness.config.types import (
     StudyConfig,
     TaskConfig,
     TrackerConfig,
+    from_dict,
+    to_dict,
 )
 
 __all__ = [
@@ -32,9 +29,6 @@ __all__ = [
     "FAMILIES",
     "PRECISIONS",
     "ROTARY_FAMILIES",
-    "SOURCES",
-    "TASKS",
-    "TRACKERS",
     "DataConfig",
     "LaunchConfig",
     "ModelConfig",

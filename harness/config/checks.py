@@ -1,35 +1,43 @@
-"""The values that a configuration may have, as far as they show without data, model or torch."""
+"""The values that a configuration may have, as far as they show without data, model or torch.
+
+`validate` is the door: it raises a UserError whose one sentence names the key, the value and what
+is allowed. What needs the optimizer's, the model's or the source's own file is checked there.
+"""
 
 import math
+from collections.abc import Iterable
+from typing import Any
 
-from harness.config.checks_finetuning import PAIR_SOURCES, validate_finetuning
-from harness.config.checks_images import IMAGE_FAMILIES, IMAGE_SOURCES, validate_images
-from harness.config.types import LaunchConfig, OptimizerConfig, RunConfig, TaskConfig
+from harness.config.types import (
+    DataConfig,
+    LaunchConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    TaskConfig,
+)
 from harness.errors import UserError
 
 PRECISIONS = ("fp32", "bf16_mixed", "bf16_pure")
-TASKS = ("pretrain", "finetune", "classify", "memory")
-ROTARY_FAMILIES = ("llama", "mixtral", "qwen3")
-FAMILIES = ("gpt2", *ROTARY_FAMILIES, *IMAGE_FAMILIES)
-SOURCES = ("python_source", "text_files", "hub", *PAIR_SOURCES, *IMAGE_SOURCES)
 DEVICES = ("auto", "cpu", "cuda")
 STRATEGIES = ("ddp", "fsdp")
+
+TASKS = ("pretrain", "finetune", "classify", "memory")
+ROTARY_FAMILIES = ("llama", "mixtral", "qwen3")
+IMAGE_FAMILIES = ("vit",)
+FAMILIES = ("gpt2", *ROTARY_FAMILIES, *IMAGE_FAMILIES)
+PAIR_SOURCES = ("docstrings", "instructions")
+IMAGE_SOURCES = ("digits", "image_folder", "hub_images")
+SOURCES = ("python_source", "text_files", "hub", *PAIR_SOURCES, *IMAGE_SOURCES)
 TRACKERS = ("none", "wandb", "trackio")
 
-
-def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise UserError(f"{key}={value} is not known; allowed: {', '.join(allowed)}.")
-
-
-def _at_least(key: str, value: float, minimum: float) -> None:
-    if not value >= minimum:
-        raise UserError(f"{key}={value} is too small; the least allowed is {minimum}.")
-
-
-def _above_zero(key: str, value: float) -> None:
-    if not (value > 0 and math.isfinite(value)):
-        raise UserError(f"{key}={value} is not allowed; it must be a finite number above 0.")
+# Keys of the data group for pairs alone, and those that say nothing about texts.
+PAIR_KEYS = ("prompt_template", "completion_column")
+IMAGE_KEYS = ("image_column", "label_column", "image_size", "channels", "folds", "fold")
+LEAST_FOLDS = 3
+BYTE_TOKENS = 257  # 256 bytes and the end of a text
+SEEDS = 2**32  # numpy takes no larger one
+LONGEST_NAME = 200  # bytes; file systems allow 255
 
 
 def validate(config: RunConfig) -> None:
@@ -48,68 +56,222 @@ def validate(config: RunConfig) -> None:
         ("tracker.mode", config.tracker.mode, ("offline", "online")),
     ):
         _one_of(key, value, allowed)
-    validate_images(config)
-    _validate_sizes(config)
-    validate_finetuning(config)
-    _validate_optimizer(config.optimizer)
-    _validate_schedule(config.task)
+    _check_study_name(config.study.name)
+    _check_kinds(config)
+    _check_run(config)
+    _check_model(config.model)
+    _check_data(config)
+    _check_optimizer(config.optimizer)
+    _check_task(config.task)
+    _check_launch(config.launch)
+    if config.launch.nproc > 1 and config.launch.strategy == "fsdp":
+        _check_fsdp(config)
 
 
-def _validate_sizes(config: RunConfig) -> None:
-    for key in ("micro_batch", "grad_accumulation"):
-        _at_least(key, getattr(config, key), 1)
-    _at_least("seq_len", config.seq_len, 2)
-    if config.task.eval_tokens < config.seq_len:
+def reads_images(model: ModelConfig) -> bool:
+    """Whether a model classifies images instead of predicting tokens."""
+    return model.family in IMAGE_FAMILIES
+
+
+def _one_of(key: str, value: str, allowed: Iterable[str]) -> None:
+    if value not in allowed:
+        raise UserError(f"{key}={value} is not known; allowed: {', '.join(allowed)}.")
+
+
+def _at_least(owner: Any, prefix: str, minimum: int, *keys: str) -> None:
+    for key in keys:
+        value = getattr(owner, key)
+        if value is not None and value < minimum:
+            raise UserError(f"{prefix}{key}={value} is too small; the least allowed is {minimum}.")
+
+
+def _above_zero(owner: Any, prefix: str, *keys: str) -> None:
+    for key in keys:
+        value = getattr(owner, key)
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            raise UserError(
+                f"{prefix}{key}={value} is not allowed; it must be a finite number above 0."
+            )
+
+
+def _not_negative(owner: Any, prefix: str, *keys: str) -> None:
+    for key in keys:
+        value = getattr(owner, key)
+        if not (value >= 0 and math.isfinite(value)):
+            raise UserError(
+                f"{prefix}{key}={value} is not allowed; it must be a finite number, 0 or above."
+            )
+
+
+def _check_study_name(name: str) -> None:
+    """A study is one folder below root: the name may not lead elsewhere."""
+    plain = name.strip() == name and name.isprintable() and not set(name) & {"/", "\\"}
+    if not plain or name in ("", ".", "..") or len(name.encode(errors="replace")) > LONGEST_NAME:
         raise UserError(
-            f"task.eval_tokens={config.task.eval_tokens} is less than one sequence; choose at "
+            f"study.name={name[:60]!r} is not allowed; it must be the name of one folder below "
+            f"root, of at most {LONGEST_NAME} bytes, without slashes."
+        )
+
+
+def _check_kinds(config: RunConfig) -> None:
+    """Text goes with decoders, labelled images with classifiers, pairs with fine-tuning."""
+    model, kind, source = config.model, config.task.kind, config.data.source
+    images, pairs = source in IMAGE_SOURCES, source in PAIR_SOURCES
+    if images != reads_images(model):
+        held = "labelled images" if images else "text"
+        fitting = "model=vit_digits" if images else "data=digits"
+        raise UserError(
+            f"model.family={model.family} cannot read data.source={source}, which holds {held}; "
+            f"choose for example {fitting}."
+        )
+    mistake = f"task.kind={kind} does not go with data.source={source}"
+    if images != (kind == "classify") and kind != "memory":
+        wanted = "classify" if images else "pretrain"
+        raise UserError(f"{mistake}; choose task={wanted} or task=memory.")
+    if pairs != (kind == "finetune") and kind != "memory":
+        held = "pairs" if pairs else "no pairs of prompt and completion"
+        cure = "task=finetune or task=memory" if pairs else "data=docstrings or data=instructions"
+        raise UserError(f"{mistake}, which holds {held}; choose {cure}.")
+    # A study that says it is one may: its runs show that everything works, not what is learned.
+    if kind == "finetune" and model.path is None and not config.study.demonstration:
+        raise UserError(
+            f"model.path=null of model {model.name} leaves task.kind=finetune nothing to "
+            "start from; give a hub id, a local folder, a cell that ran with task.save_model=true, "
+            "or choose model=smollm2_135m."
+        )
+    if config.task.save_model and kind not in ("pretrain", "finetune"):
+        raise UserError(
+            f"task.save_model=true does not go with task.kind={kind}; allowed: pretrain, finetune."
+        )
+
+
+def _check_run(config: RunConfig) -> None:
+    _at_least(config, "", 1, "micro_batch", "grad_accumulation", "threads")
+    _at_least(config, "", 2, "seq_len")
+    for key in ("seed", "model_seed", "data_seed"):
+        _at_least(config, "", 0, key)
+        if (getattr(config, key) or 0) >= SEEDS:
+            raise UserError(
+                f"{key}={getattr(config, key)} is too large; the largest allowed is {SEEDS - 1}."
+            )
+    model, task = config.model, config.task
+    if task.eval_tokens < config.seq_len:
+        raise UserError(
+            f"task.eval_tokens={task.eval_tokens} is less than one sequence; choose at "
             f"least seq_len={config.seq_len}."
         )
-    final = config.task.final_eval_tokens
-    if final is not None and final < config.task.eval_tokens:
+    learned = model.family not in (*ROTARY_FAMILIES, *IMAGE_FAMILIES)
+    if learned and model.path is None and config.seq_len > model.max_positions:
         raise UserError(
-            f"task.final_eval_tokens={final} is less than task.eval_tokens="
-            f"{config.task.eval_tokens}, which every evaluation reads; choose at least as many."
-        )
-    for key in ("seed", "model_seed", "data_seed"):
-        _at_least(key, getattr(config, key) or 0, 0)
-    if config.threads is not None:
-        _at_least("threads", config.threads, 1)
-    for key in ("hidden_size", "layers", "heads", "max_positions"):
-        _at_least(f"model.{key}", getattr(config.model, key), 1)
-    learned = config.model.family not in (*ROTARY_FAMILIES, *IMAGE_FAMILIES)
-    if learned and config.model.path is None and config.seq_len > config.model.max_positions:
-        raise UserError(
-            f"seq_len={config.seq_len} is longer than the {config.model.max_positions} positions "
-            f"of model {config.model.name}; choose seq_len <= {config.model.max_positions} or "
+            f"seq_len={config.seq_len} is longer than the {model.max_positions} positions "
+            f"of model {model.name}; choose seq_len <= {model.max_positions} or "
             "another model."
         )
-    vocab_size = config.model.vocab_size
-    texts = config.data.source not in IMAGE_SOURCES
-    if texts and vocab_size is not None and config.data.tokenizer == "bpe":
-        if config.data.vocab_size > vocab_size:
+
+
+def _check_model(model: ModelConfig) -> None:
+    _at_least(model, "model.", 1, "hidden_size", "layers", "heads", "max_positions", "vocab_size")
+    _at_least(model, "model.", 1, "kv_heads", "head_size", "intermediate_size")
+    _above_zero(model, "model.", "lora_alpha", "rope_theta")
+    rank = model.lora_rank
+    if rank is not None and rank < 1:
+        raise UserError(f"model.lora_rank={rank} is too small; the least allowed is 1, or null.")
+
+
+def _check_data(config: RunConfig) -> None:
+    data, model = config.data, config.model
+    _at_least(data, "data.", 1, "max_documents", "max_package_bytes")
+    if data.source in IMAGE_SOURCES:
+        _check_image_sizes(model, data)
+        _check_folds(data)
+    elif model.vocab_size is not None:
+        _check_vocabulary(model.name, model.vocab_size, data)
+
+
+def _check_vocabulary(model: str, size: int, data: DataConfig) -> None:
+    """The ids of the tokenizer must be rows of the model's embedding."""
+    if data.tokenizer == "bpe" and data.vocab_size > size:
+        raise UserError(
+            f"data.vocab_size={data.vocab_size} is larger than the vocabulary of model "
+            f"{model}; choose data.vocab_size <= {size}."
+        )
+    if data.tokenizer == "bytes" and size < BYTE_TOKENS:
+        raise UserError(
+            f"model.vocab_size={size} is too small for data.tokenizer=bytes; choose at least "
+            f"{BYTE_TOKENS}, or null."
+        )
+
+
+def _check_image_sizes(model: ModelConfig, data: DataConfig) -> None:
+    for key in ("image_size", "channels"):
+        if getattr(data, key) != getattr(model, key):
             raise UserError(
-                f"data.vocab_size={config.data.vocab_size} is larger than the vocabulary of model "
-                f"{config.model.name}; choose data.vocab_size <= {vocab_size}."
+                f"data.{key}={getattr(data, key)} is not the model.{key}={getattr(model, key)} of "
+                f"model {model.name}; set both to the same number."
             )
-    _validate_launch(config.launch)
-    if config.launch.nproc > 1 and config.launch.strategy == "fsdp":
-        _validate_fsdp(config)
 
 
-def _validate_launch(launch: LaunchConfig) -> None:
-    _at_least("launch.nproc", launch.nproc, 1)
+def _check_folds(data: DataConfig) -> None:
+    if data.folds is None:
+        if data.fold:
+            raise UserError(f"data.fold={data.fold} needs data.folds, the number of folds.")
+        return
+    if data.folds < LEAST_FOLDS:
+        raise UserError(
+            f"data.folds={data.folds} is too small; training, validation and test take "
+            f"{LEAST_FOLDS}."
+        )
+    if not 0 <= data.fold < data.folds:
+        raise UserError(f"data.fold={data.fold} must lie between 0 and {data.folds - 1}.")
+
+
+def _check_optimizer(optimizer: OptimizerConfig) -> None:
+    _above_zero(optimizer, "optimizer.", "lr", "lr_factor")
+    _not_negative(optimizer, "optimizer.", "weight_decay", "eps")
+    rate = optimizer.lr * optimizer.lr_factor
+    if not (rate > 0 and math.isfinite(rate)):
+        raise UserError(
+            f"optimizer.lr={optimizer.lr} times optimizer.lr_factor={optimizer.lr_factor} is "
+            f"{rate}; their product must be a finite number above 0."
+        )
+    for beta in optimizer.betas:
+        if not 0 <= beta < 1:
+            raise UserError(f"optimizer.betas={optimizer.betas} must each lie in [0, 1).")
+
+
+def _check_task(task: TaskConfig) -> None:
+    positive = ("steps", "eval_every_steps", "eval_tokens", "log_every_steps", "generate_tokens")
+    _at_least(task, "task.", 1, *positive)
+    _at_least(task, "task.", 1, "timed_optimizer_steps", "spike_window", "divergence_window")
+    _at_least(task, "task.", 0, "warmup_steps", "checkpoint_every_steps", "warmup_optimizer_steps")
+    _at_least(task, "task.", 0, "generate_samples")
+    _above_zero(task, "task.", "grad_clip", "spike_mads", "memory_cap_gib", "target_loss")
+    _not_negative(task, "task.", "gradient_noise")
+    final = task.final_eval_tokens
+    if final is not None and final < task.eval_tokens:
+        raise UserError(
+            f"task.final_eval_tokens={final} is less than task.eval_tokens="
+            f"{task.eval_tokens}, which every evaluation reads; choose at least as many."
+        )
+    if task.warmup_steps >= task.steps:
+        raise UserError(
+            f"task.warmup_steps={task.warmup_steps} leaves nothing of task.steps={task.steps}; "
+            "choose fewer warm-up steps."
+        )
+    if not 0 <= task.min_lr_ratio <= 1:
+        raise UserError(f"task.min_lr_ratio={task.min_lr_ratio} must lie in [0, 1].")
+
+
+def _check_launch(launch: LaunchConfig) -> None:
+    _at_least(launch, "launch.", 1, "nproc", "limit")
     if launch.strategy is not None:
         _one_of("launch.strategy", launch.strategy, STRATEGIES)
     if launch.strategy == "fsdp" and launch.nproc == 1:
         raise UserError("launch.strategy=fsdp with launch.nproc=1 cuts nothing; choose nproc >= 2.")
-    _above_zero("launch.timeout_seconds", launch.timeout_seconds)
-    if launch.limit is not None:
-        _at_least("launch.limit", launch.limit, 1)
-    if launch.time_budget_minutes is not None:
-        _above_zero("launch.time_budget_minutes", launch.time_budget_minutes)
+    _above_zero(launch, "launch.", "timeout_seconds", "time_budget_minutes")
 
 
-def _validate_fsdp(config: RunConfig) -> None:
+def _check_fsdp(config: RunConfig) -> None:
     """What needs whole weights or gradients on one rank."""
     for key, used in (
         ("task.kind=finetune", config.task.kind == "finetune"),
@@ -119,38 +281,3 @@ def _validate_fsdp(config: RunConfig) -> None:
     ):
         if used:
             raise UserError(f"{key} does not work with launch.strategy=fsdp; choose ddp.")
-
-
-def _validate_optimizer(optimizer: OptimizerConfig) -> None:
-    _above_zero("optimizer.lr", optimizer.lr)
-    _above_zero("optimizer.lr_factor", optimizer.lr_factor)
-    _at_least("optimizer.weight_decay", optimizer.weight_decay, 0)
-    _at_least("optimizer.eps", optimizer.eps, 0)
-    for beta in optimizer.betas:
-        if not 0 <= beta < 1:
-            raise UserError(f"optimizer.betas={optimizer.betas} must each lie in [0, 1).")
-
-
-def _validate_schedule(task: TaskConfig) -> None:
-    for key in ("steps", "eval_every_steps", "eval_tokens", "log_every_steps"):
-        _at_least(f"task.{key}", getattr(task, key), 1)
-    for key in ("warmup_steps", "checkpoint_every_steps", "warmup_optimizer_steps"):
-        _at_least(f"task.{key}", getattr(task, key), 0)
-    for key in ("timed_optimizer_steps", "spike_window", "divergence_window"):
-        _at_least(f"task.{key}", getattr(task, key), 1)
-    for key in ("grad_clip", "spike_mads"):
-        _above_zero(f"task.{key}", getattr(task, key))
-    if not (task.gradient_noise >= 0 and math.isfinite(task.gradient_noise)):
-        raise UserError(
-            f"task.gradient_noise={task.gradient_noise} is not allowed; it must be a finite "
-            "number, 0 or above."
-        )
-    if task.memory_cap_gib is not None:
-        _above_zero("task.memory_cap_gib", task.memory_cap_gib)
-    if task.warmup_steps >= task.steps:
-        raise UserError(
-            f"task.warmup_steps={task.warmup_steps} leaves nothing of task.steps={task.steps}; "
-            "choose fewer warm-up steps."
-        )
-    if not 0 <= task.min_lr_ratio <= 1:
-        raise UserError(f"task.min_lr_ratio={task.min_lr_ratio} must lie in [0, 1].")

@@ -11,8 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from harness.config import DataConfig
-from harness.config.checks_finetuning import PAIR_KEYS
-from harness.config.checks_images import IMAGE_KEYS
+from harness.config.checks import IMAGE_KEYS, PAIR_KEYS
 from harness.data.corpus import FORMAT, Corpus, load_corpus
 from harness.data.documents import SPLITS, Document, Splits, text_hash
 from harness.data.once import META, build_once

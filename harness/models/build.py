@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from harness.config import ModelConfig
-from harness.config.checks_images import reads_images
+from harness.config.checks import reads_images
 from harness.errors import UserError
 from harness.models.families import check_family, families
 from harness.models.files import check_files, locate

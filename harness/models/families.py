@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from harness.config import ModelConfig
-from harness.config.checks_images import reads_images
+from harness.config.checks import reads_images
 from harness.errors import UserError
 
 if TYPE_CHECKING:

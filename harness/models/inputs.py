@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from harness.config import ROTARY_FAMILIES, ModelConfig
-from harness.config.checks_images import reads_images
+from harness.config.checks import reads_images
 
 if TYPE_CHECKING:
     import torch

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from harness.cells import store
 from harness.config import RunConfig, to_dict
-from harness.config.checks_images import IMAGE_FAMILIES
+from harness.config.checks import IMAGE_FAMILIES
 from harness.errors import UserError
 
 LIKENESS = ("precision", "optimizer", "model", "options", "ranks")  # what counts first comes first

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from harness.config import DataConfig
-from harness.config.checks_images import IMAGE_KEYS
+from harness.config.checks import IMAGE_KEYS
 from harness.data.build import write_meta
 from harness.data.corpus import FORMAT
 from harness.data.documents import SPLITS, Document

@@ -1,6 +1,8 @@
 """The typed configuration: a mistake is one sentence with key, value and what is allowed."""
 
 import dataclasses
+import math
+import os
 import subprocess
 import sys
 
@@ -73,6 +75,23 @@ def test_a_wrong_type_is_named(values: dict[str, object], sentence: str) -> None
         ({"device": "tpu"}, "device=tpu is not known"),
         ({"threads": 0}, "threads=0 is too small"),
         ({"task__final_eval_tokens": 512}, "final_eval_tokens=512 is less than task.eval_tokens="),
+        ({"seed": 2**32}, "seed=4294967296 is too large; the largest allowed is 4294967295"),
+        ({"model_seed": 2**32}, "model_seed=4294967296 is too large"),
+        ({"data_seed": -3}, "data_seed=-3 is too small; the least allowed is 0"),
+        ({"optimizer__eps": math.inf}, "optimizer.eps=inf is not allowed"),
+        ({"optimizer__weight_decay": math.inf}, "optimizer.weight_decay=inf is not allowed"),
+        ({"optimizer__weight_decay": math.nan}, "optimizer.weight_decay=nan is not allowed"),
+        ({"optimizer__lr": math.inf}, "optimizer.lr=inf is not allowed"),
+        ({"optimizer__lr": 1e308, "optimizer__lr_factor": 10.0}, "is inf; their product must be"),
+        ({"optimizer__betas": [math.nan, 0.9]}, r"optimizer.betas=\[nan, 0.9\] must each lie in"),
+        ({"task__min_lr_ratio": math.nan}, "task.min_lr_ratio=nan must lie in"),
+        ({"task__spike_mads": math.inf}, "task.spike_mads=inf is not allowed"),
+        ({"model__lora_alpha": math.nan}, "model.lora_alpha=nan is not allowed"),
+        ({"data__max_documents": -1}, "data.max_documents=-1 is too small; the least allowed is 1"),
+        (
+            {"data__tokenizer": "bytes", "model__vocab_size": 100},
+            "model.vocab_size=100 is too small for data.tokenizer=bytes; choose at least 257",
+        ),
     ],
 )
 def test_a_value_out_of_range_is_named(values: dict[str, object], sentence: str) -> None:
@@ -80,8 +99,34 @@ def test_a_value_out_of_range_is_named(values: dict[str, object], sentence: str)
         validate(changed(**values))
 
 
-def test_defaults_are_valid() -> None:
+def test_defaults_and_the_largest_seed_are_valid() -> None:
     validate(RunConfig())
+    validate(changed(seed=2**32 - 1, model_seed=0, optimizer__eps=0.0))
+    validate(changed(data__tokenizer="bytes", model__vocab_size=257))
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "../esc", "a/b", "/tmp/x", "a\\b", "a\nb", " a", "a\0b", "é" * 101]
+)
+def test_a_study_is_one_folder_below_root(name: str) -> None:
+    with pytest.raises(UserError, match=r"study.name=.* must be the name of one folder"):
+        validate(changed(study__name=name))
+
+
+@given(st.text(max_size=20))
+def test_an_accepted_study_name_stays_below_root(name: str) -> None:
+    try:
+        validate(changed(study__name=name))
+    except UserError:
+        return
+    assert os.path.normpath(f"/root/{name}") == f"/root/{name}"
+    assert os.path.dirname(f"/root/{name}") == "/root"
+    assert name
+
+
+@pytest.mark.parametrize("name", ["adhoc", "lr_scan", "größe", "a.b-c+d", "1", "...", "~x"])
+def test_ordinary_study_names_are_valid(name: str) -> None:
+    validate(changed(study__name=name))
 
 
 def test_the_schema_and_the_store_load_without_torch() -> None:
