@@ -97,7 +97,7 @@ def run_convergence(
     work: Path, data: dict[str, Any], deadline: Deadline, say: Callable[[str], None]
 ) -> PartResult:
     """Run the cells; ok when each is done and ends below its initial loss."""
-    from harness.cells.identity import run_cell
+    from harness.study.sweep import run_cell
 
     configs = convergence_configs(work, data)
     records = run_cells(configs, deadline, say, lambda config: run_cell(config, progress=False))

@@ -73,7 +73,7 @@ def run_memory_part(
     work: Path, data: dict[str, Any], deadline: Deadline, say: Callable[[str], None]
 ) -> PartResult:
     """Run the six cells; ok when each is done."""
-    from harness.cells.identity import run_cell
+    from harness.study.sweep import run_cell
 
     configs = memory_configs(work, data)
     records = run_cells(configs, deadline, say, lambda config: run_cell(config, progress=False))

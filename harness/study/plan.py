@@ -6,9 +6,9 @@ from functools import partial
 from typing import NamedTuple
 
 from harness.cells import store
-from harness.cells.identity import Cell, Planner
+from harness.cells.identity import Cell
 from harness.config import RunConfig
-from harness.launch.devices import Workers
+from harness.study.planner import Planner, Workers
 from harness.study.search import Point, Rates, Search
 
 

@@ -10,11 +10,13 @@ from typing import Any
 from harness.cells import store
 from harness.cells.identity import Cell
 from harness.cells.provenance import utc_now
+from harness.config import RunConfig
 from harness.config.groups import configs_dir
 from harness.launch.runners import OneByOne, Runner
 from harness.study import live
 from harness.study.estimate import Estimator, duration, total
 from harness.study.plan import CellList, Known, Plan
+from harness.study.planner import plan
 from harness.study.study_file import write_study
 
 OnRecord = Callable[[store.Record], None]
@@ -49,6 +51,16 @@ def run_cells(
     loses nothing that was finished.
     """
     return Sweep(CellList(cells), command, Limits(), progress).run(on_record).counts
+
+
+def run_cell(config: RunConfig, progress: bool = True, command: str = "") -> store.Record:
+    """Run one cell in a fresh process, unless its result is already there, and return its record.
+
+    The plain-Python door to the harness; `gefen-bench` is the other one.
+    """
+    records: list[store.Record] = []
+    run_cells(plan([config], progress), command, progress=progress, on_record=records.append)
+    return records[0]
 
 
 class Sweep:

@@ -11,7 +11,8 @@ import psutil
 import pytest
 
 from harness.cells import store
-from harness.cells.identity import job_config, run_cell
+from harness.cells.identity import job_config
+from harness.study.sweep import run_cell
 
 HERE = Path(__file__).parent
 PROJECT = HERE.parents[1]

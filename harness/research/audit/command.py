@@ -10,12 +10,13 @@ from typing import Any
 import hydra
 from omegaconf import OmegaConf
 
-from harness.cells import identity, provenance
+from harness.cells import provenance
 from harness.cli import bench
 from harness.config import RunConfig, from_dict, to_dict
 from harness.config.groups import configs_dir
 from harness.errors import UserError
 from harness.research.audit.comparison import prepared
+from harness.study import planner
 
 DEFAULTS = ("model=gpt2_3m", "seq_len=128", "micro_batch=8", "task.steps=200", "device=cpu")
 NOT_DESCRIBED = ("study", "launch", "tracker", "root", "cache", "part", "seed")
@@ -33,7 +34,7 @@ def compose(overrides: list[str]) -> RunConfig:
         warmup = f"task.warmup_steps={min(20, steps // 10)}"
         composed = hydra.compose("config", [*DEFAULTS, warmup, *overrides])
     plain: Any = OmegaConf.to_container(composed, resolve=True)
-    config = identity.resolve(from_dict(RunConfig, plain))
+    config = planner.resolve(from_dict(RunConfig, plain))
     if config.device != "cpu" or config.precision != "fp32":
         raise UserError("The audit runs in float32 on the CPU: leave device and precision out.")
     return config

@@ -14,6 +14,7 @@ import pytest
 
 from harness.cells import identity, store
 from harness.config import DataConfig, RunConfig, to_dict
+from harness.study import planner, sweep
 
 MakeRun = Callable[..., RunConfig]
 
@@ -26,7 +27,7 @@ def evaluation_losses(directory: Path) -> list[tuple[int, float]]:
 
 
 def test_identity_ignores_where_and_how_but_not_what(make_run: MakeRun) -> None:
-    base = identity.resolve(make_run())
+    base = planner.resolve(make_run())
     name = identity.cell_id(base, "data", "code")
     same = dataclasses.replace(base, root="elsewhere", cache=None, part="other")
     assert identity.cell_id(same, "data", "code") == name
@@ -43,7 +44,7 @@ def test_identity_ignores_where_and_how_but_not_what(make_run: MakeRun) -> None:
 
 def test_equal_seeds_are_one_cell_however_they_are_spelt(make_run: MakeRun) -> None:
     spelt = [make_run(seed=3), make_run(seed=3, model_seed=3), make_run(seed=3, data_seed=3)]
-    assert len(identity.plan(spelt, progress=False)) == 1
+    assert len(planner.plan(spelt, progress=False)) == 1
 
 
 def test_factor_and_rate_name_the_same_run(make_run: MakeRun) -> None:
@@ -51,12 +52,12 @@ def test_factor_and_rate_name_the_same_run(make_run: MakeRun) -> None:
     doubled = dataclasses.replace(plain.optimizer, lr_factor=2.0)
     written_out = dataclasses.replace(plain.optimizer, lr=plain.optimizer.lr * 2)
     configs = [dataclasses.replace(plain, optimizer=o) for o in (doubled, written_out)]
-    assert len(identity.plan(configs, progress=False)) == 1
+    assert len(planner.plan(configs, progress=False)) == 1
 
 
 def test_a_run_leaves_a_whole_record_and_is_kept(make_run: MakeRun) -> None:
     config = make_run()
-    record = identity.run_cell(config, progress=False, command="a test")
+    record = sweep.run_cell(config, progress=False, command="a test")
     metrics = record.metrics
     assert record.status == "done", record.error
     assert metrics["steps"] == 12
@@ -69,7 +70,7 @@ def test_a_run_leaves_a_whole_record_and_is_kept(make_run: MakeRun) -> None:
     assert record.provenance["command"] == "a test"
     path = Path(config.root) / "test" / "cells" / record.id / "record.json"
     written = path.stat().st_mtime_ns
-    assert identity.run_cell(config, progress=False).id == record.id
+    assert sweep.run_cell(config, progress=False).id == record.id
     assert path.stat().st_mtime_ns == written
     assert not (path.parent / "checkpoint.pt").exists()
     steps = [step for step, _ in evaluation_losses(path.parent)]
@@ -78,7 +79,7 @@ def test_a_run_leaves_a_whole_record_and_is_kept(make_run: MakeRun) -> None:
 
 def test_the_memory_task_measures_every_phase(make_run: MakeRun) -> None:
     task = {"kind": "memory", "warmup_optimizer_steps": 2, "timed_optimizer_steps": 5}
-    record = identity.run_cell(make_run("gefen", task=task), progress=False)
+    record = sweep.run_cell(make_run("gefen", task=task), progress=False)
     metrics = record.metrics
     assert record.status == "done", record.error
     assert len(metrics["step_seconds"]) == 5
@@ -98,9 +99,9 @@ def test_a_variant_names_a_run_and_an_unknown_prediction_stays_open(make_run: Ma
     paper = dataclasses.replace(config.optimizer, options={"second_moment": "paper"})
     named = dataclasses.replace(paper, variant="published")
     configs = [dataclasses.replace(config, optimizer=o) for o in (named, paper)]
-    (cell,) = identity.plan(configs, progress=False)  # a name alone makes no other run
+    (cell,) = planner.plan(configs, progress=False)  # a name alone makes no other run
     assert cell.label.split("/")[1] == "published"
-    record = identity.run_cell(configs[0], progress=False)
+    record = sweep.run_cell(configs[0], progress=False)
     assert record.status == "done", record.error
     assert record.config["optimizer"]["variant"] == "published"
     assert record.metrics["optimizer_state_predicted_bytes"] is None
@@ -110,7 +111,7 @@ def test_a_variant_names_a_run_and_an_unknown_prediction_stays_open(make_run: Ma
 def test_divergence_is_a_result(make_run: MakeRun) -> None:
     config = make_run(task={"steps": 40, "divergence_window": 3, "grad_clip": 1e9})
     wild = dataclasses.replace(config.optimizer, lr=1e4)
-    record = identity.run_cell(dataclasses.replace(config, optimizer=wild), progress=False)
+    record = sweep.run_cell(dataclasses.replace(config, optimizer=wild), progress=False)
     assert record.status == "diverged"
     assert record.error is not None
     assert record.metrics["final_eval_loss"] is None
@@ -120,14 +121,14 @@ def test_divergence_is_a_result(make_run: MakeRun) -> None:
 
 def test_a_timeout_and_a_crash_are_recorded_and_run_again(make_run: MakeRun) -> None:
     late = make_run(launch={"timeout_seconds": 0.3})
-    record = identity.run_cell(late, progress=False)
+    record = sweep.run_cell(late, progress=False)
     assert (record.status, record.attempt) == ("timeout", 1)
     assert "launch.timeout_seconds=0.3" in (record.error or "")
-    record = identity.run_cell(make_run(), progress=False)
+    record = sweep.run_cell(make_run(), progress=False)
     assert (record.status, record.attempt) == ("done", 2)
     broken = make_run()
     options = dataclasses.replace(broken.optimizer, options={"fused": True, "foreach": True})
-    record = identity.run_cell(dataclasses.replace(broken, optimizer=options), progress=False)
+    record = sweep.run_cell(dataclasses.replace(broken, optimizer=options), progress=False)
     assert record.status == "crashed"
     assert "refuses its settings" in (record.error or "")
 
@@ -135,7 +136,7 @@ def test_a_timeout_and_a_crash_are_recorded_and_run_again(make_run: MakeRun) -> 
 def test_a_broken_last_update_is_divergence(make_run: MakeRun) -> None:
     config = make_run(task={"steps": 1, "warmup_steps": 0})
     wild = dataclasses.replace(config.optimizer, lr=1e38)
-    record = identity.run_cell(dataclasses.replace(config, optimizer=wild), progress=False)
+    record = sweep.run_cell(dataclasses.replace(config, optimizer=wild), progress=False)
     assert record.status == "diverged"
     assert record.metrics["final_eval_loss"] is None
 
@@ -143,7 +144,7 @@ def test_a_broken_last_update_is_divergence(make_run: MakeRun) -> None:
 def test_memory_beyond_the_machine_is_an_oom_result(make_run: MakeRun) -> None:
     giant = make_run()
     model = dataclasses.replace(giant.model, hidden_size=2**20, heads=2**10)
-    record = identity.run_cell(dataclasses.replace(giant, model=model), progress=False)
+    record = sweep.run_cell(dataclasses.replace(giant, model=model), progress=False)
     assert record.status == "oom", record.error
     assert record.is_result
 
@@ -151,8 +152,8 @@ def test_memory_beyond_the_machine_is_an_oom_result(make_run: MakeRun) -> None:
 def run_in_background(config: RunConfig) -> "subprocess.Popen[bytes]":
     """A process that runs the cell as the harness would."""
     code = (
-        "import json, sys; from harness import cells; from harness.config import *;"
-        "cells.run_cell(from_dict(RunConfig, json.load(sys.stdin)), progress=False)"
+        "import json, sys; from harness.study.sweep import run_cell; from harness.config import *;"
+        "run_cell(from_dict(RunConfig, json.load(sys.stdin)), progress=False)"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
     import json
@@ -167,7 +168,7 @@ def test_a_killed_run_goes_on_bit_for_bit(make_run: MakeRun, tmp_path: Path) -> 
     task = {"steps": 120, "eval_every_steps": 40, "checkpoint_every_steps": 10}
     killed = make_run("gefen", task=task)  # its state is the harder one to bring back
     whole = dataclasses.replace(killed, root=str(tmp_path / "whole"))
-    (cell,) = identity.plan([killed], progress=False)
+    (cell,) = planner.plan([killed], progress=False)
     process = run_in_background(killed)
     deadline = time.monotonic() + 120
     while not (cell.directory / "checkpoint.pt").exists():
@@ -177,14 +178,14 @@ def test_a_killed_run_goes_on_bit_for_bit(make_run: MakeRun, tmp_path: Path) -> 
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not store.has_record(cell.directory)
-    record = identity.run_cell(killed, progress=False)
+    record = sweep.run_cell(killed, progress=False)
     assert record.attempt == 2
     assert record.metrics["resumed_at_step"] >= 10
     # The cold first step of the second process is none of the run's own phases.
     own = [record.metrics[f"peak_{p}_step_bytes"] for p in ("first_training", "training")]
     assert record.metrics["peak_bytes"] == max(own)
     assert record.metrics["peak_resumed_training_step_bytes"] >= 0
-    reference = identity.run_cell(whole, progress=False)
+    reference = sweep.run_cell(whole, progress=False)
     assert "peak_resumed_training_step_bytes" not in reference.metrics
     assert reference.metrics["resumed_at_step"] is None
     assert reference.id == record.id
@@ -200,7 +201,7 @@ def test_a_killed_run_goes_on_bit_for_bit(make_run: MakeRun, tmp_path: Path) -> 
 
 
 def test_the_data_path_is_not_part_of_identity(make_run: MakeRun) -> None:
-    config = identity.resolve(make_run())
+    config = planner.resolve(make_run())
     moved: DataConfig = dataclasses.replace(config.data, path="/somewhere/else")
     other = dataclasses.replace(config, data=moved)
     assert identity.cell_id(config, "d", "c") == identity.cell_id(other, "d", "c")

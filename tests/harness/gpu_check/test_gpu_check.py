@@ -144,7 +144,7 @@ BARE = """
 import sys
 from pathlib import Path
 from harness.gpu_check import common, convergence, memory
-from harness.cells.identity import run_cell
+from harness.study.sweep import run_cell
 work, model = Path(sys.argv[1]), {model!r}
 data = common.text_data(common.standard_library_text(work / "text", limit=200_000))
 memory.memory_configs(work, data)

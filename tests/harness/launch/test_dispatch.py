@@ -15,7 +15,7 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from harness.cells import store
-from harness.cells.identity import Cell, plan
+from harness.cells.identity import Cell
 from harness.cells.lock import locked
 from harness.cli import bench
 from harness.cli.flags import split_launcher
@@ -25,6 +25,7 @@ from harness.errors import UserError
 from harness.launch import dispatch_job, hydra_launchers, launcher
 from harness.launch.dispatch import MAX_LOSSES, Dispatcher
 from harness.launch.runners import Ended
+from harness.study.planner import plan
 from harness.study.study_file import write_study
 
 MakeRun = Callable[..., RunConfig]

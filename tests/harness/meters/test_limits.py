@@ -17,6 +17,7 @@ from harness.cells import identity, messages, store
 from harness.config import RunConfig, TaskConfig, validate
 from harness.errors import UserError
 from harness.launch import launcher
+from harness.study import planner, sweep
 from harness.train.facts import Facts, Laps, process_age_seconds
 
 MakeRun = Callable[..., RunConfig]
@@ -71,7 +72,7 @@ def test_a_cap_refuses_what_lies_beyond_it_touched_or_not(fill: int) -> None:
 def test_a_cell_beyond_its_cap_is_an_oom_that_says_where_and_how_much(make_run: MakeRun) -> None:
     cap = 24 / 1024
     config = make_run(task={"kind": "memory", "memory_cap_gib": cap}, micro_batch=64)
-    record = identity.run_cell(config, progress=False)
+    record = sweep.run_cell(config, progress=False)
     metrics = record.metrics
     assert record.status == "oom", record.error
     assert metrics["memory_cap_bytes"] == 24 * MIB
@@ -106,7 +107,7 @@ def test_a_cap_must_be_above_zero(cap: float) -> None:
 
 
 def test_the_cap_is_part_of_what_a_cell_is(make_run: MakeRun) -> None:
-    base = identity.resolve(make_run())
+    base = planner.resolve(make_run())
     capped = dataclasses.replace(base, task=dataclasses.replace(base.task, memory_cap_gib=1.0))
     assert identity.cell_id(base, "d", "c") != identity.cell_id(capped, "d", "c")
 
@@ -134,7 +135,7 @@ def test_a_killed_worker_leaves_what_it_had_told(make_run: MakeRun, tmp_path: Pa
     log, learnt, seen = io.StringIO(), dict[str, Any](), list[Any]()
     launcher._relay(stream, log, seen.append, learnt)
     assert (log.getvalue(), seen) == ("chatter\n", [])
-    (cell,) = identity.plan([make_run()], progress=False)
+    (cell,) = planner.plan([make_run()], progress=False)
     blank = identity.blank_record(identity.job(cell, 1, "c"), "cpu")
     record = launcher._failed(cell, blank, "oom", "The kernel ended it.", learnt)
     expected = {

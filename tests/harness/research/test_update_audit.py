@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from harness import data, models
-from harness.cells import identity
 from harness.config import OptimizerConfig, RunConfig
 from harness.errors import UserError
 from harness.optimizers import build_optimizer
@@ -21,6 +20,7 @@ from harness.research.audit import update_audit
 from harness.research.audit.comparison import audit
 from harness.research.audit.measures import as_matrix, compare, decile_ratios
 from harness.research.audit.report import summarize
+from harness.study import planner
 from harness.train.loop import learning_rate_factor
 
 MakeRun = Callable[..., RunConfig]
@@ -94,7 +94,7 @@ def plain_loop(config: RunConfig, options: dict[str, Any]) -> dict[int, dict[str
 
 def test_the_audit_equals_a_plain_loop_reset_to_adamws_parameters(make_run: MakeRun) -> None:
     torch.set_num_threads(1)
-    config = identity.resolve(make_run(task={"steps": 3}))
+    config = planner.resolve(make_run(task={"steps": 3}))
     config.optimizer.weight_decay = 0.0
     tensors, _ = audit(config, {"v": FACTORED})
     expected = plain_loop(config, FACTORED)
@@ -109,7 +109,7 @@ def test_the_audit_equals_a_plain_loop_reset_to_adamws_parameters(make_run: Make
 def test_the_first_step_has_a_closed_form(make_run: MakeRun) -> None:
     """In the first step v is g^2: AdamW moves by g / |g|, a block by g over the block's RMS."""
     torch.set_num_threads(1)
-    config = identity.resolve(make_run(task={"steps": 2, "warmup_steps": 1}))
+    config = planner.resolve(make_run(task={"steps": 2, "warmup_steps": 1}))
     config.optimizer.eps = 1e-20
     tensors, deciles = audit(config, {"block": BLOCK, "exact": EXACT})
     exact = tensors[tensors["variant"] == "exact"]
@@ -190,4 +190,4 @@ def test_a_mistake_is_one_sentence(
 
 def test_the_reference_is_adamw(make_run: MakeRun) -> None:
     with pytest.raises(UserError, match="optimizer=gefen is not the reference"):
-        audit(identity.resolve(make_run("gefen")), {})
+        audit(planner.resolve(make_run("gefen")), {})

@@ -6,11 +6,10 @@ import hydra
 import yaml
 from omegaconf import OmegaConf
 
-from harness.cells import identity
 from harness.cli import bench
 from harness.config import RunConfig, StudyConfig, from_dict
 from harness.config.groups import configs_dir
-from harness.study import parts
+from harness.study import parts, planner
 
 Cell = dict[str, Any]
 
@@ -37,4 +36,4 @@ def _split(override: str) -> tuple[str, Any]:
 def resolved(cell: Cell) -> RunConfig:
     """The configuration of one cell, on the CPU."""
     overrides = [f"{key}={yaml.safe_dump(value).split()[0]}" for key, value in cell.items()]
-    return identity.resolve(from_dict(RunConfig, composed([*overrides, "device=cpu"])))
+    return planner.resolve(from_dict(RunConfig, composed([*overrides, "device=cpu"])))

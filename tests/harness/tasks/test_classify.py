@@ -20,6 +20,7 @@ from harness.errors import UserError
 from harness.meters.flops import flops_of
 from harness.meters.memory import optimizer_state_bytes
 from harness.models.inputs import example, sequence_length
+from harness.study import planner, sweep
 from harness.train.loop import learning_rate_factor
 
 MakeRun = Callable[..., RunConfig]
@@ -119,8 +120,8 @@ def test_classification_equals_a_plain_torch_loop(
         task={"kind": "classify", "eval_split": "test", "eval_tokens": 4096, "steps": 30},
         micro_batch=8,
     )
-    config = identity.resolve(config)
-    record = identity.run_cell(config, progress=False)
+    config = planner.resolve(config)
+    record = sweep.run_cell(config, progress=False)
     assert record.status == "done", record.error
     metrics = record.metrics
     found = images.prepare(config.data, Path(config.cache or "") / "data").divided(0)
@@ -141,7 +142,7 @@ def test_classification_equals_a_plain_torch_loop(
     assert "final_eval_bits_per_byte" not in metrics
     curve = store.read_curve(Path(config.root) / "test" / "cells" / record.id)
     assert {"eval/loss", "eval/accuracy"} <= set(curve["key"])
-    other = identity.resolve(replace(config, data=replace(config.data, fold=2)))
+    other = planner.resolve(replace(config, data=replace(config.data, fold=2)))
     assert identity.cell_id(other, "d", "c") != identity.cell_id(config, "d", "c")
 
 

@@ -13,7 +13,6 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from harness import data, optimizers
-from harness.cells import identity
 from harness.config import (
     RunConfig,
     StudyConfig,
@@ -22,6 +21,7 @@ from harness.config import (
 )
 from harness.config.groups import load_group
 from harness.errors import UserError
+from harness.study import planner, sweep
 from harness.study.parts import expand
 from harness.train.loop import learning_rate_factor
 
@@ -61,11 +61,11 @@ def test_a_run_from_own_weights_equals_a_plain_torch_loop(
         micro_batch=2,
         grad_accumulation=2,
     )
-    record = identity.run_cell(config, progress=False)
+    record = sweep.run_cell(config, progress=False)
     assert (record.status, record.error) == ("done", None)
     metrics = record.metrics
 
-    config = identity.resolve(identity.with_model_tokenizer(config))
+    config = planner.resolve(planner.with_model_tokenizer(config))
     corpus = data.load(config.data, Path(config.cache or "") / "data")
     assert isinstance(corpus, data.PairCorpus)
     torch.set_num_threads(1)
@@ -86,7 +86,7 @@ def pretrained(make_run: MakeRun, text_folder: Path) -> Path:
     """The folder of a cell that trained a model from scratch and kept its weights."""
     text = {"source": "text_files", "path": str(text_folder), "tokenizer": "bpe", "vocab_size": 300}
     config = make_run(data={"name": "sums", **text}, task={"save_model": True, "steps": 3})
-    record = identity.run_cell(config, progress=False)
+    record = sweep.run_cell(config, progress=False)
     assert (record.status, record.error) == ("done", None)
     folder = Path(config.root) / "test" / "cells" / record.id
     assert not list(folder.glob("checkpoint.*"))

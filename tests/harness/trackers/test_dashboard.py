@@ -17,6 +17,7 @@ from harness.cli import dashboard
 from harness.config import RunConfig
 from harness.config.groups import configs_dir
 from harness.errors import UserError
+from harness.study import planner
 from harness.trackers import RunInfo, access, dashboard_spec, dashboard_workspace
 from harness.trackers.dashboard_spec import Panel, Section, Spec
 
@@ -54,7 +55,7 @@ def logged(make_run: MakeRun, tmp_path: Path) -> list[dict[str, Any]]:
     """What a training run and a memory run give to their trackers."""
     train = make_run(optimizer="gefen", task={"target_loss": 100.0})
     memory = make_run(task={"kind": "memory", "timed_optimizer_steps": 2})
-    planned = identity.plan([train, memory], progress=False)
+    planned = planner.plan([train, memory], progress=False)
     for cell in planned:
         cell.directory.mkdir(parents=True)
         (cell.directory / "job.json").write_text(json.dumps(identity.job(cell, 1, "test")))

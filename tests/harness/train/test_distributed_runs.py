@@ -27,6 +27,7 @@ from harness.config import RunConfig, from_dict, to_dict
 from harness.errors import UserError
 from harness.launch import worker_process
 from harness.launch.launcher import launch
+from harness.study import planner
 from harness.train.distributed.ranks import Ranks, rank_metrics
 from harness.train.loop import learning_rate_factor
 from harness.worker.rank import is_first_failure, rank_index
@@ -173,7 +174,7 @@ def test_a_killed_rank_ends_the_cell_and_other_ranks_finish_it(
     task = {"steps": 10, "checkpoint_every_steps": 4, "log_every_steps": 1, "eval_every_steps": 10}
     keys = {"micro_batch": 2, "grad_accumulation": 2, "task": task}
     config = make_run("gefen", **keys, launch={"nproc": 2})
-    (cell,) = cells.plan([config], progress=False)
+    (cell,) = planner.plan([config], progress=False)
     killed: list[int] = []
 
     def kill_rank_1(values: dict[str, Any]) -> None:
@@ -186,7 +187,7 @@ def test_a_killed_rank_ends_the_cell_and_other_ranks_finish_it(
     assert record.error == "Rank 1 of 2 was ended by signal SIGKILL."
     assert not any(psutil.pid_exists(pid) for pid in killed)
     continued = {"nproc": 2, "strategy": "fsdp", "resume_from": str(cell.directory)}
-    (other,) = cells.plan([make_run("gefen", **keys, launch=continued)], progress=False)
+    (other,) = planner.plan([make_run("gefen", **keys, launch=continued)], progress=False)
     assert other.id != cell.id
     record = launch(other, "", lambda _: None)
     assert record.status == "done", record.error
@@ -194,7 +195,7 @@ def test_a_killed_rank_ends_the_cell_and_other_ranks_finish_it(
     assert record.metrics["tokens"] == 10 * 32 * 8
     curve = store.read_curve(other.directory)
     losses = curve[curve["key"] == "train/loss"]["value"]
-    np.testing.assert_allclose(losses, plain_losses(cells.resolve(config), 4), rtol=TOLERANCE)
+    np.testing.assert_allclose(losses, plain_losses(planner.resolve(config), 4), rtol=TOLERANCE)
     check_record(record)
 
 
@@ -238,7 +239,7 @@ def test_energy_is_that_of_all_cards() -> None:
 
 def test_ranks_are_part_of_what_a_cell_is(make_run: MakeRun, tmp_path: Path) -> None:
     def identity(**launch: Any) -> tuple[str, str, dict[str, Any]]:
-        config = cells.resolve(make_run(launch=launch))
+        config = planner.resolve(make_run(launch=launch))
         name, run = (name(config, "data", "code") for name in (cells.cell_id, cells.run_id))
         task = {"id": name, "label": "", "attempt": 1, "command": "", "data_hash": "data"}
         task |= {"code_hash": "code", "config": to_dict(config)}
@@ -254,9 +255,9 @@ def test_ranks_are_part_of_what_a_cell_is(make_run: MakeRun, tmp_path: Path) -> 
     assert len({one[0], two[0], *(other[0] for other in others)}) == 5
     # The same run: as many sequences a step, however many ranks read them.
     assert others[2][1] == one[1] != two[1]
-    wide = dataclasses.replace(cells.resolve(make_run(micro_batch=8)))
+    wide = dataclasses.replace(planner.resolve(make_run(micro_batch=8)))
     assert cells.run_id(wide, "data", "code") == two[1]
-    assert cells.label(cells.resolve(make_run(launch={"nproc": 2}))).split("/")[4] == "2xddp"
+    assert cells.label(planner.resolve(make_run(launch={"nproc": 2}))).split("/")[4] == "2xddp"
 
 
 @pytest.mark.parametrize(
@@ -276,7 +277,7 @@ def test_mistakes_are_answered_in_one_sentence(
     make_run: MakeRun, keys: dict[str, Any], told: str
 ) -> None:
     with pytest.raises(UserError, match=told):
-        cells.plan([make_run(**keys)], progress=False)
+        planner.plan([make_run(**keys)], progress=False)
 
 
 @pytest.mark.parametrize(
@@ -288,20 +289,20 @@ def test_optimizers_that_need_whole_tensors_are_refused_shards(
     config = make_run(name, launch={"nproc": 2, "strategy": "fsdp"})
     optimizer = dataclasses.replace(config.optimizer, options=options)
     with pytest.raises(UserError, match=f"optimizer {name} does not work on the shards"):
-        cells.plan([dataclasses.replace(config, optimizer=optimizer)], progress=False)
+        planner.plan([dataclasses.replace(config, optimizer=optimizer)], progress=False)
     ddp = from_dict(RunConfig, {**to_dict(config), "launch": {"nproc": 2}})
-    assert len(cells.plan([ddp], progress=False)) == 1
+    assert len(planner.plan([ddp], progress=False)) == 1
 
 
 def test_another_run_is_not_continued(make_run: MakeRun, tmp_path: Path) -> None:
-    (cell,) = cells.plan([make_run()], progress=False)
+    (cell,) = planner.plan([make_run()], progress=False)
     (tmp_path / "checkpoint.pt").touch()
     (tmp_path / "job.json").write_text(json.dumps(cells.job(cell, 1, "")))
     halves = {"nproc": 2, "resume_from": str(tmp_path)}
-    assert cells.plan([make_run(micro_batch=2, launch=halves)], progress=False)
+    assert planner.plan([make_run(micro_batch=2, launch=halves)], progress=False)
     for keys in ({}, {"micro_batch": 2, "seed": 1}):
         with pytest.raises(UserError, match="is another run"):
-            cells.plan([make_run(launch=halves, **keys)], progress=False)
+            planner.plan([make_run(launch=halves, **keys)], progress=False)
 
 
 def test_the_first_rank_to_fail_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,9 +325,9 @@ def test_a_single_process_is_no_rank_of_another_launcher(
 def test_ranks_share_the_processors(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(worker_process, "cpu_cores", lambda: 9)
-    (cell,) = cells.plan([make_run(threads=None, launch={"nproc": 2})], progress=False)
+    (cell,) = planner.plan([make_run(threads=None, launch={"nproc": 2})], progress=False)
     assert worker_process.environment(cell)["OMP_NUM_THREADS"] == "4"
     assert worker_process.command(cell, 1)[2] == "harness.worker.agent"
-    (cell,) = cells.plan([make_run(threads=None)], progress=False)
+    (cell,) = planner.plan([make_run(threads=None)], progress=False)
     assert "OMP_NUM_THREADS" not in worker_process.environment(cell)
     assert worker_process.command(cell, 1)[2] == "harness.worker.main"

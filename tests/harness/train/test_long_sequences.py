@@ -18,7 +18,7 @@ from harness.launch import worker_process
 from harness.meters.limits import MAPPED_FROM
 from harness.models.families import families
 from harness.planner.check import compare
-from harness.study import parts
+from harness.study import parts, planner
 
 MakeRun = Callable[..., RunConfig]
 
@@ -79,12 +79,12 @@ def test_rotary_families_are_those_with_rotary_positions() -> None:
 def test_positions_follow_the_length_of_rotary_models_alone(make_run: MakeRun) -> None:
     model = load_group("model", "llama_tiny")
     run = make_run(model=model, seq_len=8192, task={"eval_tokens": 8192})
-    config = identity.resolve(run)
+    config = planner.resolve(run)
     assert config.model.max_positions == config.seq_len == 8192
-    short = identity.resolve(make_run(model=model))
+    short = planner.resolve(make_run(model=model))
     assert short.model.max_positions == model["max_positions"]
     with pytest.raises(UserError, match="seq_len=8192 is longer than the"):
-        identity.resolve(make_run(seq_len=8192, task={"eval_tokens": 8192}))
+        planner.resolve(make_run(seq_len=8192, task={"eval_tokens": 8192}))
 
 
 def _note(calls: list[str], name: str, module: torch.nn.Module, inputs: Any) -> None:
@@ -111,7 +111,7 @@ def test_recomputed_activations_give_the_same_gradients(name: str) -> None:
 
 
 def test_recomputation_is_part_of_a_cell_and_of_its_prediction(make_run: MakeRun) -> None:
-    plain = identity.resolve(make_run(model=load_group("model", "llama_tiny"), seq_len=512))
+    plain = planner.resolve(make_run(model=load_group("model", "llama_tiny"), seq_len=512))
     again = replace(plain, model=replace(plain.model, activation_checkpointing=True))
     assert identity.cell_id(plain, "d", "c") != identity.cell_id(again, "d", "c")
     assert predicted(again) < 0.9 * predicted(plain)
@@ -132,12 +132,12 @@ def test_exact_peaks_change_the_process_the_cell_and_the_prediction(
     monkeypatch.delenv(MAPPED_FROM, raising=False)
     # So large a vocabulary that its gradient is not hidden by activations.
     model = load_group("model", "llama_tiny") | {"vocab_size": 4096}
-    plain = identity.resolve(make_run(model=model, task={"kind": "memory"}))
+    plain = planner.resolve(make_run(model=model, task={"kind": "memory"}))
     exact = replace(plain, task=replace(plain.task, exact_peaks=True))
     assert identity.cell_id(plain, "d", "c") != identity.cell_id(exact, "d", "c")
     values = [
         worker_process.environment(cell).get(MAPPED_FROM)
-        for cell in identity.plan([plain, exact], progress=False)
+        for cell in planner.plan([plain, exact], progress=False)
     ]
     assert values == [None, "65536"]
     assert predicted(exact) < predicted(plain)

@@ -17,6 +17,7 @@ from harness.cells.store import CHECKPOINT_FILE
 from harness.config import RunConfig
 from harness.errors import UserError
 from harness.meters.stability import LossWatch
+from harness.study import planner
 from harness.train import checkpoint
 from harness.train.checkpoint import Progress
 from harness.train.distributed.ranks import Ranks
@@ -37,7 +38,7 @@ class Other(Ranks):
 @pytest.fixture
 def source(make_run: MakeRun) -> Cell:
     """An unfinished cell of one process, whose checkpoint is that of step 4."""
-    (cell,) = identity.plan([make_run()], progress=False)
+    (cell,) = planner.plan([make_run()], progress=False)
     cell.directory.mkdir(parents=True)
     (cell.directory / "job.json").write_text(json.dumps(identity.job(cell, 1, "")))
     checkpoint.save(setup_of(cell), Progress(step=4, energy_joules=5.0), LossWatch(8, 6.0, 8))
@@ -48,7 +49,7 @@ def source(make_run: MakeRun) -> Cell:
 def continued(make_run: MakeRun, source: Cell) -> Cell:
     """A cell of two ranks that goes on from `source`."""
     halves = {"nproc": 2, "resume_from": str(source.directory)}
-    (cell,) = identity.plan([make_run(micro_batch=2, launch=halves)], progress=False)
+    (cell,) = planner.plan([make_run(micro_batch=2, launch=halves)], progress=False)
     cell.directory.mkdir(parents=True)
     return cell
 
@@ -107,8 +108,8 @@ def test_a_running_cell_is_not_continued(make_run: MakeRun, source: Cell) -> Non
     config = make_run(micro_batch=2, launch={"nproc": 2, "resume_from": str(source.directory)})
     running = pytest.raises(UserError, match=f"{source.id} is running; stop it")
     with locked(source, lambda _: None, lambda: False), running:
-        identity.plan([config], progress=False)
-    assert identity.plan([config], progress=False)
+        planner.plan([config], progress=False)
+    assert planner.plan([config], progress=False)
 
 
 def test_a_cell_with_a_checkpoint_of_its_own_asks_nothing_of_the_source(
@@ -116,6 +117,6 @@ def test_a_cell_with_a_checkpoint_of_its_own_asks_nothing_of_the_source(
 ) -> None:
     (source.directory / CHECKPOINT_FILE).rename(continued.directory / CHECKPOINT_FILE)
     launch = {"nproc": 2, "resume_from": str(source.directory)}
-    (again,) = identity.plan([make_run(micro_batch=2, launch=launch)], progress=False)
+    (again,) = planner.plan([make_run(micro_batch=2, launch=launch)], progress=False)
     assert again.id == continued.id
     assert Path(again.directory / CHECKPOINT_FILE).exists()

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from harness import data, models, optimizers
-from harness.cells import identity, store
+from harness.cells import store
 from harness.cells.crossing import first_crossing
 from harness.config import RunConfig, TaskConfig
+from harness.study import planner, sweep
 from harness.train.checkpoint import Progress
 from harness.train.gradient_noise import add_noise
 from harness.train.loop import learning_rate_factor
@@ -39,8 +40,8 @@ def test_the_loop_equals_a_plain_torch_loop(
     make_run: MakeRun, accumulation: int, final_tokens: int | None, noise: float
 ) -> None:
     task = {"final_eval_tokens": final_tokens, "gradient_noise": noise}
-    config = identity.resolve(make_run(grad_accumulation=accumulation, task=task))
-    record = identity.run_cell(config, progress=False)
+    config = planner.resolve(make_run(grad_accumulation=accumulation, task=task))
+    record = sweep.run_cell(config, progress=False)
     corpus = data.prepare(config.data, Path(config.cache or "") / "data", progress=False)
     torch.set_num_threads(1)
     model = models.build_model(config.model, corpus.vocab_size, config.model_seed or 0).train()
@@ -132,7 +133,7 @@ def evaluate(
 
 @pytest.mark.parametrize("precision", ["bf16_mixed", "bf16_pure"])
 def test_both_bf16_precisions_train(make_run: MakeRun, precision: str) -> None:
-    record = identity.run_cell(make_run(precision=precision), progress=False)
+    record = sweep.run_cell(make_run(precision=precision), progress=False)
     assert record.status == "done", record.error
     assert record.metrics["final_eval_loss"] < record.metrics["initial_eval_loss"]
     bytes_each = 4 if precision == "bf16_mixed" else 2
@@ -141,7 +142,7 @@ def test_both_bf16_precisions_train(make_run: MakeRun, precision: str) -> None:
 
 def test_the_target_is_crossed_where_the_curve_crosses_it(make_run: MakeRun) -> None:
     config = make_run(task={"target_loss": 5.0})
-    record = identity.run_cell(config, progress=False)
+    record = sweep.run_cell(config, progress=False)
     curve = store.read_curve(Path(config.root) / "test" / "cells" / record.id)
     losses = curve[curve["key"] == "eval/loss"]
     falling = losses["value"].to_numpy()
@@ -167,7 +168,7 @@ def test_a_crossing_is_linear_between_points_and_never_leaves_a_divergence() -> 
 
 def test_the_meters_of_a_run_agree_with_its_curve(make_run: MakeRun) -> None:
     config = make_run()
-    record = identity.run_cell(config, progress=False)
+    record = sweep.run_cell(config, progress=False)
     metrics = record.metrics
     curve = store.read_curve(Path(config.root) / "test" / "cells" / record.id)
     for part, key in (("optimizer", "step"), ("forward_backward", "forward_backward")):

@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from harness.cells.identity import resolve
 from harness.cells.store import Record
 from harness.config import OptimizerConfig, RunConfig, to_dict
+from harness.study.planner import resolve
 from reports.claims.files import read_claim
 from reports.claims.judge import Verdict, claims_folder, estimators, judge_one
 from reports.data.load import StudyData, row_of, variants

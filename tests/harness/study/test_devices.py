@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from harness.cells import store
-from harness.cells.identity import Planner
 from harness.config import RunConfig
 from harness.errors import UserError
 from harness.launch import dispatch_job
+from harness.study.planner import Planner
 from harness.train.distributed.ranks import accelerator_of
 
 MakeRun = Callable[..., RunConfig]
