@@ -13,15 +13,28 @@ class UserError(Exception):
     """
 
 
-def exit_code(program: str, action: Callable[[], int]) -> int:
-    """That of `action`, or of what ended it; a user's mistake is told in one sentence."""
+def exit_code(program: str, action: Callable[[], int], stopped: str | None = None) -> int:
+    """That of `action`, or of what ended it; a user's mistake is told in one sentence.
+
+    `stopped` is said upon Ctrl-C. A file that cannot be read or written is a mistake too.
+    """
     try:
         return action()
-    except UserError as error:
-        print(f"{program}: {error}", file=sys.stderr)
-        return MISTAKE
     except KeyboardInterrupt:
+        if stopped is not None:
+            print(f"\n{program}: {stopped}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # `gefen-plan ... | head`
         sys.stderr.close()
         return 0
+    except UserError as error:
+        print(f"{program}: {error}", file=sys.stderr)
+    except OSError as error:
+        print(f"{program}: {told(error)}", file=sys.stderr)
+    return MISTAKE
+
+
+def told(error: OSError) -> str:
+    """What the system refused, and for which file, in one sentence."""
+    reason = error.strerror or str(error) or type(error).__name__
+    return f"{reason}: {error.filename}." if error.filename else f"{reason}."

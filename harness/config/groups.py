@@ -13,6 +13,13 @@ def configs_dir() -> Path:
     return Path(__file__).resolve().parents[2] / "configs"
 
 
+def names(group: str, pattern: str = "*.yaml") -> list[str]:
+    """The options of a group, sorted; those in folders of their own with pattern `**/*.yaml`."""
+    folder = configs_dir() / group
+    found = (path.relative_to(folder).with_suffix("") for path in folder.glob(pattern))
+    return sorted(path.as_posix() for path in found)
+
+
 def load_group(group: str, name: str) -> dict[str, Any]:
     """The values of `configs/<group>/<name>.yaml`, its `defaults` list resolved.
 
@@ -20,12 +27,15 @@ def load_group(group: str, name: str) -> dict[str, Any]:
     same group and `_self_`; later entries win. Raises UserError for an unknown group or name, or
     a file that is not a mapping.
     """
-    folder = configs_dir() / group
-    path = folder / f"{name}.yaml"
-    if not path.is_file():
-        allowed = ", ".join(sorted(file.stem for file in folder.glob("*.yaml"))) or "nothing"
+    path = configs_dir() / group / f"{name}.yaml"
+    if name not in names(group, "**/*.yaml"):
+        allowed = ", ".join(names(group)) or "nothing"
         raise UserError(f"{group}={name} is not known; allowed: {allowed}.")
-    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} cannot be read as YAML: {reason}.") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} does not hold a mapping of keys to values.")
     defaults = values.pop("defaults", ["_self_"])

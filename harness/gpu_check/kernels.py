@@ -1,13 +1,13 @@
 """Part kernels: the tests marked `gpu`, with their log and JUnit report kept."""
 
 import subprocess
-import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
+from harness import child
 from harness.cells.provenance import project_root
-from harness.gpu_check.common import Deadline, PartResult, child_environment
+from harness.gpu_check.common import Deadline, PartResult
 
 MARK = "mark.gpu"
 
@@ -24,7 +24,7 @@ def gpu_test_files(root: Path) -> list[Path]:
 def pytest_command(files: list[Path], junit: Path) -> list[str]:
     """The command; options of pyproject.toml are replaced, as its plugins may be absent."""
     return [
-        *(sys.executable, "-m", "pytest", "-m", "gpu", "-v", "-rs", "--tb=short"),
+        *(*child.command("pytest"), "-m", "gpu", "-v", "-rs", "--tb=short"),
         *("-p", "no:cacheprovider", "--import-mode=importlib", f"--junitxml={junit}"),
         *("-o", "addopts=", "-o", "markers=gpu: needs a CUDA device"),
         *(str(file) for file in files),
@@ -56,7 +56,7 @@ def run_kernels(work: Path, deadline: Deadline) -> PartResult:
             code: int | None = subprocess.run(
                 pytest_command(files, junit),
                 cwd=root,
-                env=child_environment(),
+                env={**child.environment(), "HF_HUB_OFFLINE": "1"},
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 timeout=deadline.remaining(),

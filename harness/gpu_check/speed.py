@@ -11,9 +11,9 @@ from typing import Any
 
 from harness.config.groups import load_group
 from harness.gpu_check.common import Deadline, PartResult
-from harness.step_bench import candidates
+from harness.step_bench import plan
+from harness.step_bench.plan import StepSettings
 from harness.step_bench.process import run_process
-from harness.step_bench.step_timing import StepSettings
 from harness.step_bench.summary import summarize_processes
 from harness.step_bench.table import NOTE, headings, markdown, rows
 
@@ -26,7 +26,7 @@ RATIO = "ratio_to_subject"
 
 def speed_settings(precision: str, device: str = "cuda", **values: Any) -> StepSettings:
     """Settings of one process for GPT-2 124M, or what `values` replace of them."""
-    chosen = candidates.choose((*ADAMW_MODES, SUBJECT))
+    chosen = plan.choose((*ADAMW_MODES, SUBJECT))
     defaults = {
         "model": load_group("model", "gpt2_124m"),
         "candidates": {candidate.name: candidate.values for candidate in chosen},

@@ -1,44 +1,27 @@
 """Candidates that are ready to step: optimizers on synthetic tensors with a model's shapes."""
 
 import copy
+import dataclasses
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import nn
 
 from harness.config import OptimizerConfig, from_dict
 from harness.meters.memory import optimizer_state_bytes, tensors_bytes
+from harness.models import ParameterSpec
 from harness.optimizers import build_optimizer
-from harness.step_bench.clock import timed
-from harness.step_bench.memory import transient
-from harness.step_bench.shapes import build_parameters, model_specs, random_gradients, twin
+from harness.step_bench.clock import timed, transient
+from harness.step_bench.plan import StepSettings, model_specs
 
 DTYPES = {"fp32": torch.float32, "bf16_pure": torch.bfloat16}
-
-
-@dataclass
-class StepSettings:
-    """What one process times; `candidates` maps a shown name to an optimizer group's values.
-
-    `gradient_reads` says how often a candidate's step has to read a gradient, 1 unless it is
-    named. With `keep_going` a candidate that fails is left out and its error recorded.
-    """
-
-    model: dict[str, Any]
-    candidates: dict[str, dict[str, Any]]
-    gradient_reads: dict[str, int] = field(default_factory=dict)
-    precision: str = "fp32"
-    device: str = "cuda"
-    threads: int | None = None
-    vocab_size: int = 50257
-    warmup_steps: int = 10
-    timed_rounds: int = 20
-    copy_bytes: int = 1 << 29
-    evict_bytes: int = 1 << 27
-    share_parameters: bool = False
-    keep_going: bool = False
-    seed: int = 0
+# A twin has every row length of its model, few rows and more than 4096 elements where it can:
+# smaller tensors are not quantised, and would not touch the code that has to be built.
+TWIN_ELEMENTS = 1 << 16
+WEIGHT_SCALE = 0.02
+GRADIENT_SCALE = 1e-3
 
 
 @dataclass
@@ -73,15 +56,55 @@ class Arm:
         return gradient_reads * gradients + 2 * kept
 
 
+def build_parameters(
+    specs: Sequence[ParameterSpec], device: torch.device, dtype: torch.dtype, seed: int
+) -> nn.Module:
+    """A module that holds normal random parameters under the names of `specs`, and no code."""
+    generator = torch.Generator(device=device).manual_seed(seed)
+    root = nn.Module()
+    for spec in specs:
+        *path, leaf = spec.name.split(".")
+        owner = root
+        for part in path:
+            if not hasattr(owner, part):
+                owner.add_module(part, nn.Module())
+            owner = owner.get_submodule(part)
+        value = torch.randn(spec.shape, generator=generator, device=device)
+        parameter = nn.Parameter(value.mul_(WEIGHT_SCALE).to(dtype), requires_grad=spec.trainable)
+        owner.register_parameter(leaf, parameter)
+    return root
+
+
+def random_gradients(module: nn.Module, seed: int) -> dict[str, torch.Tensor]:
+    """A normal random gradient for each parameter of `module`, by name, in its dtype."""
+    device = next(module.parameters()).device
+    generator = torch.Generator(device=device).manual_seed(seed)
+    found: dict[str, torch.Tensor] = {}
+    for name, parameter in module.named_parameters():
+        value = torch.randn(parameter.shape, generator=generator, device=device)
+        found[name] = value.mul_(GRADIENT_SCALE).to(parameter.dtype)
+    return found
+
+
+def twin(specs: Sequence[ParameterSpec]) -> list[ParameterSpec]:
+    """One small parameter for each kind of `specs`: equal number of dimensions and row length."""
+    found: dict[tuple[int, ...], ParameterSpec] = {}
+    for spec in specs:
+        if len(spec.shape) < 2:
+            found.setdefault(spec.shape, spec)
+            continue
+        rows = min(spec.shape[0], max(16, TWIN_ELEMENTS // math.prod(spec.shape[1:])))
+        small = dataclasses.replace(spec, shape=(rows, *spec.shape[1:]))
+        found.setdefault((-1, *spec.shape[1:]), small)
+    return list(found.values())
+
+
 def build_arms(settings: StepSettings) -> list[Arm]:
     """All candidates on the same parameters or copies of them, with shared synthetic gradients.
 
     Sharing parameters saves memory; their values do not change how long a step takes.
     """
-    specs = model_specs(settings.model, settings.vocab_size)
-    device, dtype = torch.device(settings.device), DTYPES[settings.precision]
-    module = build_parameters(specs, device, dtype, settings.seed)
-    gradients = random_gradients(module, settings.seed + 1)
+    module, gradients = _tensors(settings, model_specs(settings.model, settings.vocab_size))
     arms = []
     for name, values in settings.candidates.items():
         own = module if settings.share_parameters else copy.deepcopy(module)
@@ -99,9 +122,8 @@ def build_code(settings: StepSettings, name: str) -> float:
     steps: the one that creates the state and those after it may need different kernels.
     """
     specs = twin(model_specs(settings.model, settings.vocab_size))
-    device, dtype = torch.device(settings.device), DTYPES[settings.precision]
-    module = build_parameters(specs, device, dtype, settings.seed)
-    for key, gradient in random_gradients(module, settings.seed + 1).items():
+    module, gradients = _tensors(settings, specs)
+    for key, gradient in gradients.items():
         module.get_parameter(key).grad = gradient
     config = from_dict(OptimizerConfig, settings.candidates[name])
 
@@ -110,5 +132,14 @@ def build_code(settings: StepSettings, name: str) -> float:
         optimizer.step()
         optimizer.step()
 
+    device = torch.device(settings.device)
     first = timed(device, work)
     return max(0.0, first - timed(device, work))
+
+
+def _tensors(
+    settings: StepSettings, specs: Sequence[ParameterSpec]
+) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    device, dtype = torch.device(settings.device), DTYPES[settings.precision]
+    module = build_parameters(specs, device, dtype, settings.seed)
+    return module, random_gradients(module, settings.seed + 1)

@@ -10,16 +10,16 @@ import shlex
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
+from harness import child
 from harness.cells import provenance
-from harness.errors import UserError
-from harness.gpu_check.common import child_environment
-from harness.step_bench import candidates, plan
-from harness.step_bench.candidates import Candidate
+from harness.errors import UserError, exit_code
+from harness.step_bench import plan
 from harness.step_bench.document import Document
 
 PRECISION_NAMES = {"fp32": "fp32", "bf16": "bf16_pure"}
@@ -53,10 +53,10 @@ step_bench.csv and step_bench.md. Exit codes: 0 done, 1 a process failed, 2 a mi
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    chosen = candidates.settings()
+    chosen = plan.defaults()
     models = "; ".join(f"on {d} {', '.join(names)}" for d, names in chosen["models"].items())
     epilog = EPILOG.format(
-        optimizers=folded(f"optimizers: {', '.join((candidates.ALL, *candidates.known()))}"),
+        optimizers=folded(f"optimizers: {', '.join((plan.ALL, *plan.known()))}"),
         apart=", ".join(chosen["only_when_named"]),
         models=folded(f"models: files of configs/model; unless named, {models}"),
         reference=chosen["reference"],
@@ -69,7 +69,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--model", nargs="+", metavar="NAME", help="models of configs/model")
-    add("--optimizer", nargs="+", metavar="NAME", default=[candidates.ALL], help="default: all")
+    add("--optimizer", nargs="+", metavar="NAME", default=[plan.ALL], help="default: all")
     add("--dtype", nargs="+", metavar="TYPE", help="of parameters and gradients: fp32, bf16")
     add("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     add("--steps", type=int, default=STEPS, help="timed steps a process (%(default)s)")
@@ -93,15 +93,17 @@ def words(given: Sequence[str] | None) -> list[str] | None:
     return [word for part in given for word in part.split(",") if word]
 
 
-def check(options: argparse.Namespace) -> tuple[list[Candidate], list[str] | None]:
+def check(options: argparse.Namespace) -> tuple[list[plan.Candidate], list[str] | None]:
     """The chosen candidates and precisions. Raises UserError before torch is imported."""
     for key, least in (("steps", 1), ("warmup", 0), ("processes", 1), ("threads", 1)):
         value = getattr(options, key)
         if value is not None and value < least:
             raise UserError(f"--{key}={value} is too small; the least allowed is {least}.")
-    if not options.timeout > 0:
-        raise UserError(f"--timeout={options.timeout:g} is not allowed; it must be above 0.")
-    chosen = candidates.choose(words(options.optimizer) or [candidates.ALL])
+    if not 0 < options.timeout <= threading.TIMEOUT_MAX:
+        raise UserError(
+            f"--timeout={options.timeout:g} is not allowed; it must be a number of seconds above 0."
+        )
+    chosen = plan.choose(words(options.optimizer) or [plan.ALL])
     types = words(options.dtype)
     for name in types or ():
         if name not in PRECISION_NAMES:
@@ -123,12 +125,8 @@ def run(options: argparse.Namespace, command: str) -> int:
     """Plan, measure, write, print; the exit code."""
     chosen, precisions = check(options)
     device = device_of(options.device)
-    import torch
-
-    from harness.step_bench.memory import free_bytes
-
-    free = free_bytes(torch.device(device))
-    precisions = precisions or candidates.settings()["precisions"][device]
+    free = plan.free_bytes(device)
+    precisions = precisions or plan.defaults()["precisions"][device]
     conditions, said = plan.plan(words(options.model), precisions, chosen, device, free)
     if not conditions:
         raise UserError(f"Nothing can be timed: {' '.join(said)}")
@@ -174,8 +172,8 @@ def measure(document: Document, options: argparse.Namespace) -> int:
 def draw(path: Path) -> None:
     """Figure and tables, drawn by `reports` in a process of its own, which needs no torch."""
     done = subprocess.run(
-        [sys.executable, "-m", "reports.figures.steps", str(path)],
-        env=child_environment(),
+        child.command("reports.figures.steps", str(path)),
+        env=child.environment(),
         capture_output=True,
         text=True,
     )
@@ -190,17 +188,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `gefen-step`."""
     options = parse(arguments)
     given = sys.argv[1:] if arguments is None else arguments
-    try:
-        return run(options, shlex.join(["gefen-step", *given]))
-    except UserError as error:
-        print(f"gefen-step: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"gefen-step: {error.strerror}: {error.filename}.", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ngefen-step: stopped; finished processes are in step_bench.json.", file=sys.stderr)
-        return 130
+    return exit_code(
+        "gefen-step",
+        lambda: run(options, shlex.join(["gefen-step", *given])),
+        stopped="stopped; finished processes are in step_bench.json.",
+    )
 
 
 if __name__ == "__main__":

@@ -1,15 +1,14 @@
 """What `gefen-step` writes: settings, provenance, raw results of every process, and summaries."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from harness.cells import store
 from harness.cells.provenance import utc_now
-from harness.step_bench import candidates, plan, table
-from harness.step_bench.candidates import Candidate
-from harness.step_bench.plan import Condition
+from harness.step_bench import plan, table
+from harness.step_bench.plan import Candidate, Condition, StepSettings
 from harness.step_bench.process import last_words, run_process
 from harness.step_bench.summary import failures, summarize_processes
 
@@ -17,34 +16,35 @@ SCHEMA_VERSION = 1
 FILE = "step_bench.json"
 
 
+@dataclass
 class Document:
-    """The conditions of one call and the results of their processes so far."""
+    """The conditions of one call and the results of their processes so far.
 
-    def __init__(
-        self,
-        conditions: Sequence[Condition],
-        chosen: Sequence[Candidate],
-        said: Sequence[str],
-        provenance: dict[str, Any],
-        options: dict[str, Any],
-        device: str,
-    ) -> None:
-        self.conditions = list(conditions)
-        self.chosen = list(chosen)
-        self.said = list(said)
-        self.provenance = provenance
-        self.options = options
-        self.device = device
-        self.results: dict[Condition, list[dict[str, Any]]] = {c: [] for c in conditions}
-        self.errors: dict[Condition, list[str]] = {c: [] for c in conditions}
-        known = [candidate.name for candidate in chosen]
-        reference = candidates.settings()["reference"]
-        self.reference = reference if reference in known else known[0]
+    `said` are the sentences about what is left out, `options` those of the command line.
+    """
 
-    def settings_of(self, condition: Condition) -> Any:
+    conditions: list[Condition]
+    chosen: list[Candidate]
+    said: list[str]
+    provenance: dict[str, Any]
+    options: dict[str, Any]
+    device: str
+    results: dict[Condition, list[dict[str, Any]]] = field(init=False)
+    errors: dict[Condition, list[str]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.results = {condition: [] for condition in self.conditions}
+        self.errors = {condition: [] for condition in self.conditions}
+
+    @property
+    def reference(self) -> str:
+        """The candidate that ratios are to: the configuration's where it takes part."""
+        known = [candidate.name for candidate in self.chosen]
+        wanted = str(plan.defaults()["reference"])
+        return wanted if wanted in known else known[0]
+
+    def settings_of(self, condition: Condition) -> StepSettings:
         """What a process of `condition` is told."""
-        from harness.step_bench.arms import StepSettings
-
         return StepSettings(
             model=condition.group,
             candidates={c.name: c.values for c in self.chosen},

@@ -1,24 +1,21 @@
 """A fresh process for one measurement: settings in, result out, progress on the way."""
 
-import os
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
+from harness import child
 from harness.cells import store
-from harness.gpu_check.common import child_environment
-from harness.step_bench.progress import share_of
+from harness.step_bench.plan import StepSettings
 
-if TYPE_CHECKING:
-    from harness.step_bench.arms import StepSettings
+MARK = "progress "
 
 
 def run_process(
-    settings: "StepSettings",
+    settings: StepSettings,
     stem: Path,
     timeout: float,
     progress: Callable[[float], Any] = lambda share: None,
@@ -31,10 +28,10 @@ def run_process(
     job, result = stem.with_suffix(".settings.json"), stem.with_suffix(".json")
     store.write_json_atomic(job, asdict(settings))
     result.unlink(missing_ok=True)
-    environment = child_environment()
+    environment = {**child.environment(), "HF_HUB_OFFLINE": "1"}
     if settings.threads is not None:  # libraries with pools of their own follow it too
         environment |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(settings.threads))
-    command = [sys.executable, "-m", "harness.step_bench.step_timing", str(job), str(result)]
+    command = child.command("harness.step_bench.worker", str(job), str(result))
     code = _run(command, environment, stem.with_suffix(".log"), timeout, progress)
     return dict(store.read_json(result)) if code == 0 else None
 
@@ -47,6 +44,26 @@ def last_words(stem: Path) -> str:
     return said[-1] if said else "it left no message"
 
 
+def printed(total: int) -> Callable[[str], None]:
+    """For the process: prints the share of `total` calls and a word, as its parent reads them."""
+    done = 0
+
+    def call(word: str) -> None:
+        nonlocal done
+        done += 1
+        print(f"{MARK}{min(1.0, done / total):.4f} {word}", flush=True)
+
+    return call
+
+
+def share_of(line: str) -> float | None:
+    """The share in a line that `printed` wrote, None for any other line."""
+    try:
+        return float(line.removeprefix(MARK).split()[0]) if line.startswith(MARK) else None
+    except (ValueError, IndexError):
+        return None
+
+
 def _run(
     command: list[str],
     environment: dict[str, str],
@@ -55,30 +72,24 @@ def _run(
     progress: Callable[[float], Any],
 ) -> int:
     """Exit code of a child whose lines go to the log, those on progress to `progress`."""
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    overdue = threading.Event()
     with (
         log_path.open("w") as log,
-        subprocess.Popen(
-            command,
-            env={**os.environ, **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-        ) as child,
+        subprocess.Popen(command, env=environment, text=True, errors="replace", **pipes) as process,
     ):
-        overdue = threading.Event()
 
         def stop() -> None:
             overdue.set()
-            child.kill()
+            process.kill()
 
         timer = threading.Timer(timeout, stop)
         timer.start()
         try:
-            _read(child.stdout or (), log, progress)
-            code = child.wait()
+            _read(process.stdout or (), log, progress)
+            code = process.wait()
         except BaseException:
-            child.kill()
+            process.kill()
             raise
         finally:
             timer.cancel()

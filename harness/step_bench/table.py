@@ -1,6 +1,7 @@
 """The table of one condition, as aligned text and as Markdown."""
 
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -87,28 +88,17 @@ def markdown(titles: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 def aligned(titles: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     """Columns of text, the first flush left, titles folded at their blanks to save width."""
-    heads = [fold(title, max(len(line[i]) for line in body)) for i, title in enumerate(titles)]
-    height = max(len(head) for head in heads)
-    padded = [[""] * (height - len(head)) + head for head in heads]
-    lines = [*(list(line) for line in zip(*padded, strict=True)), *(list(line) for line in body)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(titles))]
-    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+    widths = [max(map(len, column)) for column in zip(*body, strict=True)]
+    heads = [
+        textwrap.wrap(title, max(width, *map(len, title.split())))
+        for title, width in zip(titles, widths, strict=True)
+    ]
+    height = max(map(len, heads))
+    top = zip(*([""] * (height - len(head)) + head for head in heads), strict=True)
+    lines = [*top, *body]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = [
-        "  ".join(
-            c.rjust(w) if i else c.ljust(w)
-            for i, (c, w) in enumerate(zip(line, widths, strict=True))
-        )
+        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
         for line in lines
     ]
-    return "\n".join([*text[:height], rule, *text[height:]])
-
-
-def fold(title: str, width: int) -> list[str]:
-    """The words of a title in lines of at most `width` where words allow it."""
-    lines: list[str] = []
-    for word in title.split():
-        if lines and len(lines[-1]) + 1 + len(word) <= width:
-            lines[-1] += f" {word}"
-        else:
-            lines.append(word)
-    return lines
+    return "\n".join([*text[:height], "-" * len(text[0]), *text[height:]])

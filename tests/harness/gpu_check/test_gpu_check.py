@@ -15,7 +15,8 @@ import torch
 from harness.cells import store
 from harness.cells.provenance import project_root
 from harness.config import PRECISIONS, to_dict, validate
-from harness.gpu_check import command, common, convergence, kernels, memory
+from harness.gpu_check import __main__ as command
+from harness.gpu_check import cells, common, kernels
 
 ROOT = project_root()
 ABSENT = (
@@ -96,7 +97,7 @@ def test_missing_data_is_a_mistake(
 
 
 def test_memory_cells_are_gpt2_in_three_precisions(tmp_path: Path) -> None:
-    configs = memory.memory_configs(tmp_path, common.text_data(tmp_path))
+    configs = cells.memory_configs(tmp_path, tmp_path)
     found = {(c.optimizer.name, c.precision) for c in configs}
     assert found == {(name, p) for name in ("adamw", "gefen") for p in PRECISIONS}
     for config in configs:
@@ -106,7 +107,7 @@ def test_memory_cells_are_gpt2_in_three_precisions(tmp_path: Path) -> None:
 
 
 def test_convergence_cells_are_paired(tmp_path: Path) -> None:
-    configs = convergence.convergence_configs(tmp_path, common.text_data(tmp_path))
+    configs = cells.convergence_configs(tmp_path, tmp_path)
     assert [(c.optimizer.name, c.seed) for c in configs] == [
         (name, seed) for seed in (0, 1, 2) for name in ("adamw", "gefen")
     ]
@@ -125,13 +126,13 @@ def test_convergence_model_has_about_thirty_million_parameters() -> None:
     from harness.config import ModelConfig, from_dict
     from harness.models import meta_shapes
 
-    shapes = meta_shapes(from_dict(ModelConfig, convergence.MODEL), 257)
+    shapes = meta_shapes(from_dict(ModelConfig, cells.MODEL), 257)
     count = sum(math.prod(spec.shape) for spec in shapes)
     assert 28e6 < count < 36e6
 
 
 def test_standard_library_text_is_bounded_and_free_of_tests(tmp_path: Path) -> None:
-    folder = common.standard_library_text(tmp_path / "text", limit=300_000)
+    folder = cells.standard_library_text(tmp_path / "text", limit=300_000)
     files = list(folder.iterdir())
     assert len(files) > 5
     assert 100_000 < sum(file.stat().st_size for file in files) <= 300_000
@@ -143,19 +144,19 @@ def test_standard_library_text_is_bounded_and_free_of_tests(tmp_path: Path) -> N
 BARE = """
 import sys
 from pathlib import Path
-from harness.gpu_check import common, convergence, memory
+from harness.gpu_check import cells, common
 from harness.study.sweep import run_cell
 work, model = Path(sys.argv[1]), {model!r}
-data = common.text_data(common.standard_library_text(work / "text", limit=200_000))
-memory.memory_configs(work, data)
-convergence.convergence_configs(work, data)
+text = cells.standard_library_text(work / "text", limit=200_000)
+cells.memory_configs(work, text)
+cells.convergence_configs(work, text)
 small = dict(seq_len=32, micro_batch=2, device="cpu", threads=1, precision="fp32")
 task = {{"kind": "pretrain", "steps": 4, "warmup_steps": 1, "eval_every_steps": 2,
          "eval_tokens": 256, "checkpoint_every_steps": 0}}
-configs = [common.cell_config("s", "gefen", model, task, data, work, **small)]
+configs = [cells.cell_config("s", "gefen", model, text, work, task=task, **small)]
 run = lambda config: run_cell(config, progress=False)
-records = common.run_cells(configs, common.Deadline(120), print, run)
-print(convergence.summarize_convergence(records)[1])
+records = cells.run_cells(configs, common.Deadline(120), print, run)
+print(cells.summarize_convergence(records)[1])
 for name in {absent!r}:
     assert name not in sys.modules, name
 sys.exit([r.error for r in records if r.status != "done"] or 0)
@@ -176,15 +177,17 @@ def test_cells_run_without_the_optional_packages(
         timeout=150,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    records = [store.read_record(path.parent) for path in work.glob("s/cells/*/record.json")]
+    records = [
+        store.read_record(path.parent) for path in work.glob("gpu_check_s/cells/*/record.json")
+    ]
     assert [r.status for r in records] == ["done"]
     assert "| gefen | 0 | done |" in done.stdout
 
 
 def test_cells_stop_when_the_time_is_over(tmp_path: Path) -> None:
-    configs = memory.memory_configs(tmp_path, common.text_data(tmp_path))[:2]
+    configs = cells.memory_configs(tmp_path, tmp_path)[:2]
     said: list[str] = []
-    records = common.run_cells(
+    records = cells.run_cells(
         configs, common.Deadline(-1), said.append, lambda _: pytest.fail("ran")
     )
     assert records == []
@@ -201,9 +204,9 @@ def record(optimizer: str, status: str = "done", **values: Any) -> store.Record:
 
 def test_memory_summary_divides_counted_bytes() -> None:
     records = [record("adamw", optimizer_state_bytes=8000), record("gefen", "oom")]
-    assert memory.summarize_memory(records)[0] == {"state_ratio": {}}
+    assert cells.summarize_memory(records)[0] == {"state_ratio": {}}
     records.append(record("gefen", optimizer_state_bytes=1000))
-    facts, page = memory.summarize_memory(records)
+    facts, page = cells.summarize_memory(records)
     assert facts == {"state_ratio": {"fp32": 8.0}}
     assert "| gefen | fp32 | oom |" in page
     assert "8.000" in page
@@ -213,11 +216,11 @@ def test_convergence_summary_uses_whole_pairs() -> None:
     losses = {("adamw", 0): 2.0, ("gefen", 0): 2.1, ("adamw", 1): 2.2, ("gefen", 1): 2.1}
     records = [record(n, seed=s, final_eval_loss=v) for (n, s), v in losses.items()]
     records.append(record("adamw", "timeout", seed=2))
-    facts, page = convergence.summarize_convergence(records)
+    facts, page = cells.summarize_convergence(records)
     assert facts["paired_seeds"] == [0, 1]
     assert facts["mean_difference"] == pytest.approx(0.0, abs=1e-12)
     assert "No verdict" in page
-    assert convergence.summarize_convergence([])[0]["final_loss_differences"] == []
+    assert cells.summarize_convergence([])[0]["final_loss_differences"] == []
 
 
 def test_archive_holds_facts_and_leaves_out_caches(tmp_path: Path) -> None:
@@ -264,7 +267,7 @@ def test_only_files_with_gpu_tests_are_collected(tmp_path: Path) -> None:
     (folder / "test_without.py").write_text("import no_such_package\n")
     assert kernels.gpu_test_files(tmp_path) == [folder / "test_with.py"]
     found = {path.name for path in kernels.gpu_test_files(ROOT)}
-    assert "test_gpu_kernels.py" in found
+    assert "test_kernels.py" in found
 
 
 @pytest.mark.parametrize(("body", "ok"), [("pass", True), ("assert 0", False)])

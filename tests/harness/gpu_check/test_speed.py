@@ -1,4 +1,4 @@
-"""The speed part of the GPU check on a CPU: turns, interleaving, processes, intervals."""
+"""The speed part of the GPU check on a CPU: turns, interleaving, processes, summary."""
 
 import itertools
 import json
@@ -14,12 +14,14 @@ import torch
 
 from harness.config.groups import load_group
 from harness.gpu_check import common, speed
-from harness.step_bench import intervals, step_timing
+from harness.step_bench import arms as step_arms
+from harness.step_bench import summary, worker
+from harness.step_bench.plan import StepSettings
 
 TINY = {"family": "gpt2", "hidden_size": 32, "layers": 1, "heads": 2, "max_positions": 64}
 
 
-def tiny_settings(precision: str, **values: Any) -> step_timing.StepSettings:
+def tiny_settings(precision: str, **values: Any) -> StepSettings:
     defaults: dict[str, Any] = {
         "model": TINY,
         "vocab_size": 256,
@@ -34,35 +36,35 @@ def tiny_settings(precision: str, **values: Any) -> step_timing.StepSettings:
 def test_turns_are_balanced_in_place_and_predecessor(count: int) -> None:
     """A rotation gave each candidate the same predecessor in every round but one."""
     rounds = 2 * count * (1 + count % 2)  # two whole blocks
-    orders = step_timing.turns(count, rounds, seed=5)
+    orders = worker.turns(count, rounds, seed=5)
     assert all(sorted(order) == list(range(count)) for order in orders)
     places = Counter((place, name) for order in orders for place, name in enumerate(order))
     assert set(places.values()) == {rounds // count}
     follows = Counter(pair for order in orders for pair in itertools.pairwise(order))
     assert set(follows.values()) == {rounds // count}
     assert len(follows) == count * (count - 1)
-    assert orders == step_timing.turns(count, rounds, seed=5)
-    assert count == 2 or orders != step_timing.turns(count, rounds, seed=6)
-    assert step_timing.turns(count, 1, seed=5) == orders[:1]
+    assert orders == worker.turns(count, rounds, seed=5)
+    assert count == 2 or orders != worker.turns(count, rounds, seed=6)
+    assert worker.turns(count, 1, seed=5) == orders[:1]
 
 
 def test_rounds_are_interleaved_in_a_drawn_order() -> None:
     order: list[str] = []
     arms = [
-        step_timing.Arm(name, SimpleNamespace(step=lambda n=name: order.append(n)), [])  # type: ignore[arg-type]
+        step_arms.Arm(name, SimpleNamespace(step=lambda n=name: order.append(n)), [])  # type: ignore[arg-type]
         for name in "abc"
     ]
-    step_timing.run_rounds(arms, torch.device("cpu"), warmup=2, rounds=4)
+    worker.run_rounds(arms, torch.device("cpu"), warmup=2, rounds=4)
     rounds = ["".join(order[i : i + 3]) for i in range(0, len(order), 3)]
     assert all(sorted(names) == ["a", "b", "c"] for names in rounds)
-    expected = [*step_timing.turns(3, 2, seed=0), *step_timing.turns(3, 4, seed=1)]
+    expected = [*worker.turns(3, 2, seed=0), *worker.turns(3, 4, seed=1)]
     assert rounds == ["".join("abc"[index] for index in order) for order in expected]
     assert [(len(a.warmup_seconds), len(a.seconds)) for a in arms] == [(2, 4)] * 3
 
 
 @pytest.mark.parametrize(("precision", "adamw_floor"), [("fp32", 28), ("bf16_pure", 14)])
 def test_measure_counts_bytes_and_times_every_candidate(precision: str, adamw_floor: int) -> None:
-    result = step_timing.measure(tiny_settings(precision))
+    result = worker.measure(tiny_settings(precision))
     assert set(result["candidates"]) == {*speed.ADAMW_MODES, "gefen"}
     count = result["parameters"]
     for name, entry in result["candidates"].items():
@@ -76,7 +78,7 @@ def test_measure_counts_bytes_and_times_every_candidate(precision: str, adamw_fl
 
 
 def test_candidates_share_gradients_and_start_equal() -> None:
-    arms = step_timing.build_arms(tiny_settings("fp32"))
+    arms = step_arms.build_arms(tiny_settings("fp32"))
     first = arms[0]
     for arm in arms[1:]:
         for own, other in zip(first.parameters, arm.parameters, strict=True):
@@ -90,18 +92,18 @@ def test_candidates_share_gradients_and_start_equal() -> None:
 
 
 def test_a_candidate_that_changes_the_gradients_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def spoil(arms: list[step_timing.Arm], *_: Any) -> None:
+    def spoil(arms: list[step_arms.Arm], *_: Any) -> None:
         arms[-1].parameters[0].grad.add_(1)  # type: ignore[union-attr]
 
-    monkeypatch.setattr(step_timing, "run_rounds", spoil)
+    monkeypatch.setattr(worker, "run_rounds", spoil)
     with pytest.raises(RuntimeError, match="changed the gradients"):
-        step_timing.measure(tiny_settings("fp32"))
+        worker.measure(tiny_settings("fp32"))
 
 
 def test_speed_processes_on_cpu(tmp_path: Path) -> None:
     """Real processes on a tiny model: one precision works, the other fails and fails the part."""
 
-    def half_broken(precision: str) -> step_timing.StepSettings:
+    def half_broken(precision: str) -> StepSettings:
         broken = {"candidates": {"gefen": {"name": "none_such"}}}
         return tiny_settings(precision, **(broken if precision == "bf16_pure" else {}))
 
@@ -115,7 +117,7 @@ def test_speed_processes_on_cpu(tmp_path: Path) -> None:
     assert result.markdown.count("| adamw_fused |") == 1
 
 
-def fake_process(settings: step_timing.StepSettings, stem: Path, timeout: float) -> dict[str, Any]:
+def fake_process(settings: StepSettings, stem: Path, timeout: float) -> dict[str, Any]:
     """A result in which AdamW takes twice Gefen's time, up to a few per cent by process."""
     noise = 1 + 0.01 * int(stem.name.split("_")[1])
     entry = {"first_step_seconds": 1.0, "roofline_percent": 50.0, "bytes_moved": 28}
@@ -153,7 +155,7 @@ def test_speed_part_that_runs_out_of_time_is_not_ok(
 
 def test_settings_survive_json() -> None:
     settings = speed.speed_settings("bf16_pure")
-    assert step_timing.StepSettings(**json.loads(json.dumps(asdict(settings)))) == settings
+    assert StepSettings(**json.loads(json.dumps(asdict(settings)))) == settings
     assert settings.warmup_steps >= 10
     assert settings.timed_rounds >= 20
     assert settings.model == load_group("model", "gpt2_124m")
@@ -165,11 +167,11 @@ def test_t_interval_equals_scipy(count: int) -> None:
     values = [math.sin(7 * i) for i in range(count)]
     mean, error = sum(values) / count, stats.sem(values)
     expected = stats.t.interval(0.95, count - 1, loc=mean, scale=error)
-    assert intervals.t_interval(values) == pytest.approx(expected, rel=2e-4, abs=1e-5)
+    assert summary.t_interval(values) == pytest.approx(expected, rel=2e-4, abs=1e-5)
 
 
 def test_ratio_interval_is_symmetric_in_logs() -> None:
-    ratio, low, high = intervals.ratio_interval([2.0, 2.2, 1.8], [1.0, 1.0, 1.0])
+    ratio, low, high = summary.ratio_interval([2.0, 2.2, 1.8], [1.0, 1.0, 1.0])
     assert ratio == pytest.approx((2.0 * 2.2 * 1.8) ** (1 / 3))
     assert low * high == pytest.approx(ratio**2)
-    assert intervals.ratio_interval([2.0], [1.0]) == (2.0, 0.0, math.inf)
+    assert summary.ratio_interval([2.0], [1.0]) == (2.0, 0.0, math.inf)

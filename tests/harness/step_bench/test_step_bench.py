@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,20 +20,11 @@ from harness.errors import UserError
 from harness.meters.memory import optimizer_state_bytes, tensors_bytes
 from harness.models import meta_shapes
 from harness.optimizers import build_optimizer, entries
-from harness.step_bench import (
-    arms,
-    candidates,
-    document,
-    memory,
-    plan,
-    process,
-    shapes,
-    step_timing,
-    table,
-)
+from harness.step_bench import arms, clock, document, plan, process, table, worker
 from harness.step_bench import command as step_bench
-from harness.step_bench.arms import StepSettings, build_arms
-from harness.step_bench.progress import printed, share_of
+from harness.step_bench.arms import build_arms
+from harness.step_bench.plan import StepSettings
+from harness.step_bench.process import printed, share_of
 from harness.step_bench.summary import failures, summarize_processes
 
 MIB = 2**20
@@ -41,7 +33,7 @@ TINY = load_group("model", "gpt2_tiny")
 
 
 def settings(names: list[str], **values: Any) -> StepSettings:
-    chosen = candidates.choose(names)
+    chosen = plan.choose(names)
     defaults: dict[str, Any] = {
         "model": TINY,
         "candidates": {c.name: c.values for c in chosen},
@@ -61,24 +53,24 @@ def settings(names: list[str], **values: Any) -> StepSettings:
 
 
 def test_every_optimizer_of_the_registry_takes_part() -> None:
-    chosen = candidates.choose(["all"])
+    chosen = plan.choose(["all"])
     names = {c.values["name"] for c in chosen}
     assert names == set(entries()) - {"gefen_ablation"}
-    assert {c.name for c in candidates.choose(["all", "gefen_ablation"])} - {
-        c.name for c in chosen
-    } == {"gefen_ablation"}
+    assert {c.name for c in plan.choose(["all", "gefen_ablation"])} - {c.name for c in chosen} == {
+        "gefen_ablation"
+    }
     for candidate in chosen:
         from_dict(OptimizerConfig, candidate.values)
 
 
 def test_a_candidate_that_is_not_known_is_named() -> None:
     with pytest.raises(UserError, match=r"--optimizer has 'adamq'; allowed: all, adamw_fused"):
-        candidates.choose(["gefen", "adamq"])
+        plan.choose(["gefen", "adamq"])
 
 
 def test_a_factored_second_moment_alone_reads_gradients_twice() -> None:
     parameter = torch.nn.Parameter(torch.zeros(64, 64))
-    for candidate in candidates.known().values():
+    for candidate in plan.known().values():
         options = candidate.values["options"]
         known = {k: v for k, v in options.items() if k in ("second_moment", "first_moment_bits")}
         factored = candidate.values["name"] in ("gefen", "gefen_ablation") and (
@@ -93,13 +85,13 @@ def test_a_factored_second_moment_alone_reads_gradients_twice() -> None:
 
 def test_parameters_have_the_names_and_shapes_of_the_model() -> None:
     config = from_dict(ModelConfig, load_group("model", "llama_tiny"))
-    module = shapes.build_parameters(
-        shapes.model_specs(dataclasses.asdict(config), 300), CPU, torch.bfloat16, 0
+    module = arms.build_parameters(
+        plan.model_specs(dataclasses.asdict(config), 300), CPU, torch.bfloat16, 0
     )
     found = [(name, tuple(p.shape)) for name, p in module.named_parameters()]
     assert found == [(spec.name, spec.shape) for spec in meta_shapes(config, 300)]
     assert {p.dtype for p in module.parameters()} == {torch.bfloat16}
-    gradients = shapes.random_gradients(module, 1)
+    gradients = arms.random_gradients(module, 1)
     largest, name = max((p.numel(), name) for name, p in module.named_parameters())
     pair = torch.stack([gradients[name].flatten(), module.get_parameter(name).detach().flatten()])
     assert abs(float(torch.corrcoef(pair.double())[0, 1])) < 5 / math.sqrt(largest)
@@ -110,18 +102,18 @@ def test_llama3_8b_has_its_published_size() -> None:
     layer = 2 * hidden**2 + 2 * hidden * keys + 3 * hidden * inner + 2 * hidden
     total = 2 * 128256 * hidden + 32 * layer + hidden
     assert total == 8_030_261_248
-    assert shapes.elements(shapes.model_specs(load_group("model", "llama3_8b"), 1)) == total
+    assert plan.elements(plan.model_specs(load_group("model", "llama3_8b"), 1)) == total
 
 
 def test_a_twin_has_every_row_length_and_is_small() -> None:
-    specs = shapes.model_specs(load_group("model", "gpt2_124m"), 50257)
-    small = shapes.twin(specs)
+    specs = plan.model_specs(load_group("model", "gpt2_124m"), 50257)
+    small = arms.twin(specs)
     assert {s.shape[1:] for s in small} == {s.shape[1:] for s in specs}
     assert {s.shape for s in small if len(s.shape) == 1} == {
         s.shape for s in specs if len(s.shape) == 1
     }
     assert all(math.prod(s.shape) > 4096 for s in small if len(s.shape) > 1)
-    assert shapes.elements(small) < shapes.elements(specs) / 200
+    assert plan.elements(small) < plan.elements(specs) / 200
 
 
 # --- bytes and memory --------------------------------------------------------------------------
@@ -141,7 +133,7 @@ def test_the_bytes_of_a_step_follow_from_the_closed_form() -> None:
 
 def test_needed_bytes_count_what_is_really_held() -> None:
     names = ["adamw_fused", "gefen", "gefen_4bit"]
-    chosen, specs = candidates.choose(names), shapes.model_specs(TINY, 256)
+    chosen, specs = plan.choose(names), plan.model_specs(TINY, 256)
     configs = [from_dict(OptimizerConfig, c.values) for c in chosen]
     ready = build_arms(settings(names))
     held = tensors_bytes(ready[0].parameters) + sum(
@@ -150,9 +142,9 @@ def test_needed_bytes_count_what_is_really_held() -> None:
     for arm in ready:
         arm.optimizer.step()
         held += optimizer_state_bytes(arm.optimizer)
-    count, largest = shapes.elements(specs), max(math.prod(s.shape) for s in specs)
+    count, largest = plan.elements(specs), max(math.prod(s.shape) for s in specs)
     temporary = 4 * count + 12 * largest
-    assert memory.needed_bytes(specs, configs, 4, 1000) == held + temporary + 1000
+    assert plan.needed_bytes(specs, configs, 4, 1000) == held + temporary + 1000
 
 
 def test_transient_is_the_peak_beyond_what_stays() -> None:
@@ -163,24 +155,24 @@ def test_transient_is_the_peak_beyond_what_stays() -> None:
         kept.append(torch.ones(32 * MIB // 4))
         return "done"
 
-    answer, size = memory.transient(CPU, work)
+    answer, size = clock.transient(CPU, work)
     assert answer == "done"
     # 96 MiB at its peak, of which the 32 that stay can hide as many.
     assert 63 * MIB <= size <= 66 * MIB
-    _, quiet = memory.transient(CPU, lambda: kept[0].add_(1))
+    _, quiet = clock.transient(CPU, lambda: kept[0].add_(1))
     assert quiet <= 2 * MIB
 
 
 def test_a_model_is_cut_to_the_whole_layers_that_fit() -> None:
-    chosen = candidates.choose(["adamw_fused"])
+    chosen = plan.choose(["adamw_fused"])
     configs = [from_dict(OptimizerConfig, c.values) for c in chosen]
     values = load_group("model", "gpt2_3m")
 
     def needed(layers: int) -> int:
-        specs = shapes.model_specs({**values, "layers": layers}, plan.vocabulary())
-        return memory.needed_bytes(specs, configs, 4, plan.buffers("cpu"))
+        specs = plan.model_specs({**values, "layers": layers}, plan.vocabulary())
+        return plan.needed_bytes(specs, configs, 4, plan.buffers("cpu"))
 
-    free = math.ceil((needed(3) + 1000) / memory.USABLE_SHARE)
+    free = math.ceil((needed(3) + 1000) / plan.USABLE_SHARE)
     (found,), said = plan.plan(["gpt2_3m"], ["fp32"], chosen, "cpu", free)
     assert (found.layers, found.whole_layers, found.whole) == (3, 4, False)
     assert found.group["layers"] == 3
@@ -200,9 +192,9 @@ def test_a_candidate_that_fails_is_left_out_or_fails_the_process() -> None:
     given = settings(["adamw_fused"])
     given.candidates["broken"] = {"name": "none_such"}
     with pytest.raises(UserError, match="none_such"):
-        step_timing.measure(given)
+        worker.measure(given)
     calls: list[str] = []
-    found = step_timing.measure(dataclasses.replace(given, keep_going=True), calls.append)
+    found = worker.measure(dataclasses.replace(given, keep_going=True), calls.append)
     assert list(found["candidates"]) == ["adamw_fused"]
     assert "none_such" in found["failed"]["broken"]
     entry = found["candidates"]["adamw_fused"]
@@ -321,7 +313,7 @@ def test_a_summary_of_processes() -> None:
 
 @pytest.fixture
 def made() -> document.Document:
-    chosen = candidates.choose(["adamw_fused", "gefen", "lion"])
+    chosen = plan.choose(["adamw_fused", "gefen", "lion"])
     condition = plan.Condition("gpt2_tiny", "fp32", 2, 2, 100, 100)
     options = {"threads": 1, "warmup": 1, "steps": 3, "timeout": 60.0}
     return document.Document([condition], chosen, ["said"], {"device": "cpu"}, options, "cpu")
@@ -379,7 +371,13 @@ def test_one_process_gives_a_ratio_without_an_interval() -> None:
         (["--optimizer", "gefen,adamq"], "--optimizer has 'adamq'; allowed: all, "),
         (["--dtype", "fp8"], "--dtype has 'fp8'; allowed: fp32, bf16."),
         (["--steps", "0"], "--steps=0 is too small; the least allowed is 1."),
-        (["--timeout", "0"], "--timeout=0 is not allowed; it must be above 0."),
+        (["--timeout", "0"], "--timeout=0 is not allowed; it must be a number of seconds above 0."),
+        (["--timeout", "inf"], "--timeout=inf is not allowed; it must be"),
+        (["--timeout", "nan"], "--timeout=nan is not allowed; it must be"),
+        (["--threads", "-1"], "--threads=-1 is too small; the least allowed is 1."),
+        (["--model", "../study/adhoc"], "model=../study/adhoc is not known; allowed: "),
+        (["--model", "x" * 300], f"model={'x' * 300} is not known; allowed: "),
+        (["--model", "smollm2_135m"], "--model smollm2_135m is a pretrained model by path; choose"),
         (["--device", "cuda"], "--device=cuda is not possible here: torch sees no CUDA device."),
     ],
 )
@@ -402,13 +400,22 @@ def test_help_names_optimizers_and_models(capsys: pytest.CaptureFixture[str]) ->
     with pytest.raises(SystemExit, match="0"):
         step_bench.main(["--help"])
     text = capsys.readouterr().out
-    for word in (*candidates.known(), "llama3_8b", "step_bench.json"):
+    for word in (*plan.known(), "llama3_8b", "step_bench.json"):
         assert word in text
 
 
-def test_the_whole_command_on_a_tiny_model(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+SHADOW = "from pathlib import Path\nPath({path!r}).touch()\nraise RuntimeError('not ours')\n"
+
+
+def test_the_whole_command_on_a_tiny_model_in_a_folder_with_other_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    here = tmp_path / "here"
+    (here / "gefen").mkdir(parents=True)
+    for name in ("gefen/__init__.py", "datasets.py", "statistics.py", "matplotlib.py"):
+        (here / name).write_text(SHADOW.format(path=str(tmp_path / "imported")))
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep)  # an empty entry means the current folder too
     arguments = "--model gpt2_tiny --optimizer gefen,adamw_fused --steps 2 --warmup 1"
     more = f"--processes 1 --threads 1 --device cpu --output {tmp_path}"
     assert step_bench.main([*arguments.split(), *more.split()]) == 0, list(
@@ -421,5 +428,9 @@ def test_the_whole_command_on_a_tiny_model(
     assert set(entry["candidates"]) == {"adamw_fused", "gefen"}
     assert entry["threads"] == 1
     assert content["provenance"]["code_hash"]
+    shapes = [spec.shape for spec in plan.model_specs(TINY, plan.vocabulary())]
+    state = entry["candidates"]["gefen"]["optimizer_state_bytes"]
+    assert state == gefen.state_bytes(shapes)
+    assert not (tmp_path / "imported").exists()
     assert (tmp_path / "roofline.png").stat().st_size > 10_000
     assert "| adamw_fused |" in (tmp_path / "step_bench.md").read_text()

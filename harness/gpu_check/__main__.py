@@ -1,4 +1,4 @@
-"""The GPU check: `python3 -m harness.gpu_check.command --part kernels|memory|speed|...|all`.
+"""The GPU check: `python3 -m harness.gpu_check --part kernels|memory|speed|...|all`.
 
 Each part takes under eight minutes on a CUDA machine. Everything ends in one small archive,
 `gefen_gpu_check_<part>.tar.gz`. Needs torch, transformers, accelerate, numpy, pandas, pyarrow,
@@ -18,13 +18,7 @@ from pathlib import Path
 
 from harness.cells import provenance
 from harness.errors import UserError, exit_code
-from harness.gpu_check.common import (
-    Deadline,
-    PartResult,
-    standard_library_text,
-    text_data,
-    write_archive,
-)
+from harness.gpu_check.common import Deadline, PartResult, write_archive
 
 PARTS = ("kernels", "memory", "speed", "convergence")
 NO_DEVICE = 3
@@ -78,18 +72,17 @@ def run_part(part: str, work: Path, data_path: Path | None) -> PartResult:
 def _runner(
     part: str, work: Path, data_path: Path | None, deadline: Deadline
 ) -> Callable[[], PartResult]:
-    from harness.gpu_check.convergence import run_convergence
+    from harness.gpu_check import cells
     from harness.gpu_check.kernels import run_kernels
-    from harness.gpu_check.memory import run_memory_part
     from harness.gpu_check.speed import run_speed
 
     if part == "kernels":
         return lambda: run_kernels(work, deadline)
     if part == "speed":
         return lambda: run_speed(work, deadline, say)
-    data = text_data(data_path or standard_library_text(work / "text"))
-    study = run_memory_part if part == "memory" else run_convergence
-    return lambda: study(work, data, deadline, say)
+    text = data_path or cells.standard_library_text(work / "text")
+    study = cells.run_memory if part == "memory" else cells.run_convergence
+    return lambda: study(work, text, deadline, say)
 
 
 def check(parts: tuple[str, ...], name: str, output: Path, data_path: Path | None) -> bool:
@@ -122,12 +115,11 @@ def main(arguments: list[str] | None = None) -> int:
     if problem is not None:
         print(f"gpu_check: {problem}", file=sys.stderr)
         return NO_DEVICE
-    if options.data is not None and not options.data.exists():
-        print(f"gpu_check: --data {options.data} does not exist.", file=sys.stderr)
-        return 2
     parts = PARTS if options.part == "all" else (options.part,)
 
     def answer() -> int:
+        if options.data is not None and not options.data.exists():
+            raise UserError(f"--data {options.data} does not exist.")
         return 0 if check(parts, options.part, options.output, options.data) else 1
 
     return exit_code("gpu_check", answer)

@@ -2,9 +2,9 @@
 
 The candidates share their gradients and take turns, in an order that is drawn anew for each round
 (`turns`), so that clock changes and neighbours on the machine fall on all of them and none of them
-always follows the same other one. Each step starts with
-caches that hold nothing of its tensors, as after a backward pass. Run as
-`python -m harness.step_bench.step_timing SETTINGS.json RESULT.json`; it prints its progress.
+always follows the same other one. Each step starts with caches that hold nothing of its tensors,
+as after a backward pass. Run as `python -m harness.step_bench.worker SETTINGS.json RESULT.json`; it
+prints its progress.
 """
 
 import gc
@@ -22,12 +22,16 @@ from harness.cells import store
 from harness.errors import UserError
 from harness.meters.memory import optimizer_state_bytes
 from harness.meters.timing import frozen_gc, summarize
-from harness.step_bench.arms import Arm, StepSettings, build_arms, build_code
-from harness.step_bench.clock import copy_bandwidth, eviction, timed
-from harness.step_bench.memory import transient
-from harness.step_bench.progress import Progress, printed, silent
+from harness.step_bench.arms import Arm, build_arms, build_code
+from harness.step_bench.clock import copy_bandwidth, eviction, timed, transient
+from harness.step_bench.plan import StepSettings
+from harness.step_bench.process import printed
 
-__all__ = ["Arm", "StepSettings", "build_arms", "measure", "run_rounds", "turns"]
+Progress = Callable[[str], Any]
+
+
+def silent(_: str) -> None:
+    """Progress that nobody asked for."""
 
 
 def run_rounds(
