@@ -1,16 +1,62 @@
-"""Batches as pure functions: nothing to save, nothing to restore, the same on every machine."""
+"""What a run needs of its data, whatever that is, and batches of a long array of tokens.
+
+Batches are pure functions: nothing to save, nothing to restore, the same on every machine.
+"""
 
 from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
+
+Batch = dict[str, np.ndarray]  # keyword arguments of a transformers model, its labels among them
+
+
+class Examples(Protocol):
+    """Data of three splits in batches that are pure functions of their arguments.
+
+    `hash` stands for the content, `vocab_size` for how many outputs the model needs: token ids, or
+    classes. Sequences are counted in `seq_len` tokens, of which an image has one a patch.
+    """
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the content, in hex."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids, or classes."""
+
+    def divided(self, seed: int) -> "Examples":
+        """As a run with this data seed reads it."""
+
+    def examples(self, split: str, seq_len: int) -> int:
+        """Whole sequences, or images, in a split."""
+
+    def batch(self, seq_len: int, size: int, seed: int, step: int) -> Batch:
+        """`size` training examples; `step` numbers the batches."""
+
+    def evaluation_batches(
+        self, split: str, seq_len: int, size: int, max_tokens: int
+    ) -> Iterator[Batch]:
+        """The first examples of a split, as many as `max_tokens` holds, in order."""
+
+
+def random_order(count: int, *key: int) -> np.ndarray:
+    """A permutation of range(count), int64, a function of its arguments alone.
+
+    It comes from raw Philox output (a counter-based generator keyed by `key`), whose stream NumPy
+    promises to keep.
+    """
+    drawn = np.random.Philox(np.random.SeedSequence(key)).random_raw(count)
+    return np.argsort(drawn, kind="stable")
 
 
 def batch(tokens: np.ndarray, seq_len: int, batch_size: int, seed: int, step: int) -> np.ndarray:
     """Sequences at random positions, a function of its arguments alone.
 
-    The positions come from raw Philox output (a counter-based generator keyed by `seed` and
-    `step`), whose stream NumPy promises to keep; step k needs no knowledge of the steps before it,
-    so a resumed run reads what the uninterrupted one would have read.
+    The positions come from raw Philox output, as in `random_order`, keyed by `seed` and `step`;
+    step k needs no knowledge of the steps before it, so a resumed run reads what the uninterrupted
+    one would have read.
 
     Args:
         tokens: shape (n,), any unsigned integer dtype, usually a memory map.

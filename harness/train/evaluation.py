@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from harness.data.pairs.packing import IGNORED
+from harness.data.packing import IGNORED
 from harness.train.distributed.model import reshard
 from harness.train.setup import Inputs, Setup
 

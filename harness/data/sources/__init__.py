@@ -1,49 +1,60 @@
-"""Where text comes from: one file for each source, found by `DataConfig.source`."""
+"""Where data comes from: one file for each source, found by `DataConfig.source` (see README.md)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+from harness import registry
 from harness.config import DataConfig
-from harness.data.documents import Splits
-from harness.data.sources import hub, python_source, text_files
 from harness.errors import UserError
 
+FOLDER = "data/sources"
 
-@dataclass(frozen=True)
-class Source:
-    """A data source.
 
-    `check` raises UserError for what can be known cheaply; `signature` describes the present
-    content cheaply (versions, sizes and times), so that a changed source is built again; `read`
-    returns the documents of each split; `packages` the wheels and versions the text comes from.
-    """
+def names() -> tuple[str, ...]:
+    """The allowed values of `data.source`."""
+    return registry.names(FOLDER)
 
-    check: Callable[[DataConfig], None]
-    signature: Callable[[DataConfig], object]
-    read: Callable[[DataConfig], Splits]
-    packages: Callable[[DataConfig], dict[str, str]]
+
+def kind(name: str) -> str:
+    """What a source holds: "texts", "pairs" or "images"; imports nothing of it."""
+    return str(registry.constant(FOLDER, name, "KIND"))
 
 
 def _no_packages(config: DataConfig) -> dict[str, str]:
     return {}
 
 
-def find_source(name: str) -> Source:
+@dataclass(frozen=True)
+class Source:
+    """A data source: the constants and functions of its file.
+
+    Attributes:
+        kind: what it holds, see `kind`.
+        reads: keys of DataConfig that decide its content, those of the tokenizer left out.
+        check: raises UserError for what can be known cheaply.
+        signature: describes the present content cheaply (versions, sizes and times), so that a
+            changed source is built again.
+        read: of texts gives Splits, of pairs PairSplits, of images Pixels.
+        packages: the wheels that the content comes from, with their versions.
+    """
+
+    kind: str
+    reads: frozenset[str]
+    check: Callable[[DataConfig], None]
+    signature: Callable[[DataConfig], object]
+    read: Callable[[DataConfig], Any]
+    packages: Callable[[DataConfig], dict[str, str]]
+
+
+def find(name: str) -> Source:
     """The source called `name`.
 
     Raises:
         UserError: there is no such source.
     """
-    sources = {
-        "python_source": Source(
-            python_source.check,
-            python_source.signature,
-            python_source.read,
-            python_source.versions,
-        ),
-        "text_files": Source(text_files.check, text_files.signature, text_files.read, _no_packages),
-        "hub": Source(hub.check, hub.signature, hub.read, _no_packages),
-    }
-    if name not in sources:
-        raise UserError(f"data.source={name!r} is unknown; allowed: {', '.join(sources)}.")
-    return sources[name]
+    if name not in names():
+        raise UserError(f"data.source={name!r} is unknown; allowed: {', '.join(names())}.")
+    file = registry.module(FOLDER, name)
+    packages = getattr(file, "packages", _no_packages)
+    return Source(file.KIND, file.READS, file.check, file.signature, file.read, packages)

@@ -13,6 +13,9 @@ from harness.config import DataConfig
 from harness.data.documents import SPLITS, Document, Splits, content_order
 from harness.errors import UserError
 
+KIND = "texts"
+READS = frozenset({"train", "validation", "test", "exclude", "max_package_bytes"})
+
 # Longer lines are data (tables, embedded JSON), not code.
 _MAX_LINE_CHARACTERS = 1000
 
@@ -25,12 +28,12 @@ def check(config: DataConfig) -> None:
     """
     seen: dict[str, str] = {}
     for split in SPLITS:
-        packages = getattr(config, split)
-        if not packages:
+        names = getattr(config, split)
+        if not names:
             raise UserError(
                 f"data.{split} is empty; source python_source needs at least one package there."
             )
-        for package in packages:
+        for package in names:
             key = re.sub(r"[-_.]+", "-", package).lower()
             if key in seen:
                 raise UserError(
@@ -43,10 +46,10 @@ def check(config: DataConfig) -> None:
 
 def signature(config: DataConfig) -> object:
     """Names and versions: with a RECORD they determine the text."""
-    return versions(config)
+    return packages(config)
 
 
-def versions(config: DataConfig) -> dict[str, str]:
+def packages(config: DataConfig) -> dict[str, str]:
     """Package -> installed version, over all splits."""
     return {
         package: _distribution(package, split).version

@@ -3,8 +3,12 @@
 from pathlib import Path
 
 from harness.config import DataConfig
+from harness.data import dataset_rows
 from harness.data.documents import Document, Splits, split_documents
 from harness.errors import UserError
+
+KIND = "texts"
+READS = frozenset({"path", "max_documents"})
 
 
 def check(config: DataConfig) -> None:
@@ -23,13 +27,7 @@ def check(config: DataConfig) -> None:
 
 def signature(config: DataConfig) -> object:
     """Relative path, size and modification time of every file."""
-    return file_signature(_files(config))
-
-
-def file_signature(files: list[Path]) -> list[tuple[str, int, int]]:
-    """(path, bytes, modification time in ns) of each file."""
-    stats = [(str(file.resolve()), file.stat()) for file in files]
-    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+    return dataset_rows.file_signature(_files(config))
 
 
 def read(config: DataConfig) -> Splits:

@@ -104,7 +104,9 @@ def audit(
 
 def prepared(config: RunConfig) -> data.Corpus:
     """The corpus of a configuration."""
-    return data.prepare(config.data, identity.cache_dir(config) / "data", progress=False)
+    found = data.load(config.data, identity.cache_dir(config) / "data")
+    assert isinstance(found, data.Corpus)
+    return found
 
 
 def _deciles(update: Tensor, reference: Tensor, second_moment: Tensor) -> Iterator[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """User mistakes in the data group: one sentence each, before anything heavy."""
 
+import dataclasses
 import importlib.util
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 
 from harness.config import DataConfig
 from harness.config.groups import load_group
-from harness.data import check, prepare
+from harness.data import check, load, sources
 from harness.errors import UserError
 
 CONFIGS = Path(__file__).parents[3] / "configs/data"
@@ -20,13 +21,13 @@ WHEELS: dict[str, Any] = {"train": ["fsspec"], "validation": ["networkx"], "test
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"source": "web"}, r"data\.source='web' is unknown; allowed: python_source, text_files"),
+        ({"source": "web"}, r"data\.source='web' is unknown; allowed: digits, docstrings, hub"),
         ({"train": ["no-such-wheel-here"]}, r"data\.train names 'no-such-wheel-here', .*pip inst"),
         ({"train": ["numpy"]}, r"'numpy', which is not a pure-Python wheel"),
         ({"test": ["NetworkX"]}, r"data\.test names 'NetworkX', which data\.validation names too"),
         ({"train": ["fsspec", "fsspec"]}, r"'fsspec', which data\.train names too"),
         ({"validation": []}, r"data\.validation is empty"),
-        ({"path": "somewhere"}, r"data\.path='somewhere' is no prepared corpus"),
+        ({"path": "somewhere"}, r"data\.path='somewhere' is no prepared data"),
         ({"tokenizer": "no such"}, r"data\.tokenizer='no such' .*Allowed: bpe, bytes, a local"),
         ({"vocab_size": 100}, r"data\.vocab_size=100 is too small"),
         ({"source": "text_files"}, r"data\.path is null"),
@@ -62,6 +63,18 @@ def test_shipped_configs(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if config.source == "digits" and importlib.util.find_spec("sklearn") is None:
         pytest.skip("needs the extra images (scikit-learn)")
     check(config)
+
+
+def test_every_source_has_a_file_and_a_configuration() -> None:
+    shipped = {load_group("data", file.stem)["source"] for file in CONFIGS.glob("*.yaml")}
+    assert shipped == set(sources.names())
+    files = (Path(sources.__file__).parent).glob("[!_]*.py")
+    assert {file.stem for file in files} == set(sources.names())
+    fields = {field.name for field in dataclasses.fields(DataConfig)}
+    for name in sources.names():
+        found = sources.find(name)
+        assert sources.kind(name) == found.kind
+        assert found.reads < fields
 
 
 def test_empty_folder_is_refused(tmp_path: Path) -> None:
@@ -107,14 +120,14 @@ def test_wrong_column_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (tmp_path / "rows.txt").write_text("one\ntwo\n")
     config = DataConfig(source="hub", path=str(tmp_path / "rows.txt"), text_column="body")
     with pytest.raises(UserError, match=r"text_column='body' is not a column .* it has: text"):
-        prepare(config, tmp_path / "cache")
+        load(config, tmp_path / "cache")
 
 
 def test_too_little_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one line\n")
     config = DataConfig(source="text_files", path=str(tmp_path / "a.txt"), tokenizer="bytes")
     with pytest.raises(UserError, match="leaves no text for the validation split"):
-        prepare(config, tmp_path / "cache")
+        load(config, tmp_path / "cache")
 
 
 def test_check_imports_nothing_heavy() -> None:

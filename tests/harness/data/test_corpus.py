@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from harness.config import DataConfig
-from harness.data import Corpus, check, prepare
+from harness.data import Corpus, check, load
 from harness.data.sources import python_source
 from harness.errors import UserError
 
@@ -39,7 +39,7 @@ def default_config() -> DataConfig:
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return prepare(SMALL, tmp_path_factory.mktemp("corpus"))
+    return load(SMALL, tmp_path_factory.mktemp("corpus"))
 
 
 def test_default_splits_share_under_five_percent_of_their_windows() -> None:
@@ -94,9 +94,9 @@ def test_text_comes_from_the_listed_files_alone(small: Corpus) -> None:
 
 def test_hash_is_the_same_in_another_process(small: Corpus, tmp_path: Path) -> None:
     code = (
-        "import sys, json; from pathlib import Path; from harness.data import prepare;"
+        "import sys, json; from pathlib import Path; from harness.data import load;"
         "from harness.config import DataConfig;"
-        "print(prepare(DataConfig(**json.loads(sys.argv[1])), Path(sys.argv[2])).hash)"
+        "print(load(DataConfig(**json.loads(sys.argv[1])), Path(sys.argv[2])).hash)"
     )
     arguments = [json.dumps(dataclasses.asdict(SMALL)), str(tmp_path)]
     command = [sys.executable, "-c", code, *arguments]
@@ -110,11 +110,11 @@ def test_hash_is_the_same_in_another_process(small: Corpus, tmp_path: Path) -> N
 
 
 def test_hash_depends_on_text_and_tokenizer(small: Corpus, tmp_path: Path) -> None:
-    as_bytes = prepare(dataclasses.replace(SMALL, tokenizer="bytes"), tmp_path)
+    as_bytes = load(dataclasses.replace(SMALL, tokenizer="bytes"), tmp_path)
     less = dataclasses.replace(SMALL, tokenizer="bytes", max_package_bytes=100_000)
-    assert len({small.hash, as_bytes.hash, prepare(less, tmp_path).hash}) == 3
+    assert len({small.hash, as_bytes.hash, load(less, tmp_path).hash}) == 3
     renamed = dataclasses.replace(SMALL, tokenizer="bytes", name="other")
-    assert prepare(renamed, tmp_path).directory == as_bytes.directory
+    assert load(renamed, tmp_path).directory == as_bytes.directory
 
 
 def test_a_prepared_folder_is_used_by_path_without_its_packages(
@@ -124,45 +124,45 @@ def test_a_prepared_folder_is_used_by_path_without_its_packages(
     shutil.copytree(small.directory, copy)
     elsewhere = DataConfig(path=str(copy), train=["not-a-package-here"])
     check(elsewhere)
-    loaded = prepare(elsewhere, tmp_path / "unused")
+    loaded = load(elsewhere, tmp_path / "unused")
     assert loaded.hash == small.hash
     assert (loaded.tokens("test") == small.tokens("test")).all()
     assert not (tmp_path / "unused").exists()
     np.save(copy / "test.npy", np.zeros(3, dtype=np.uint16))
     with pytest.raises(UserError, match=r"test\.npy holds 3 tokens"):
-        prepare(elsewhere, tmp_path)
+        load(elsewhere, tmp_path)
 
 
 def test_a_failed_build_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("harness.data.build.text_hash", lambda *_: 1 / 0)
+    monkeypatch.setattr("harness.data.texts.text_hash", lambda *_: 1 / 0)
     config = dataclasses.replace(SMALL, tokenizer="bytes")
     with pytest.raises(ZeroDivisionError):
-        prepare(config, tmp_path)
+        load(config, tmp_path)
     assert [p for p in tmp_path.iterdir() if p.is_dir()] == []
     monkeypatch.undo()
     # What a killed process would have left does not matter either.
     (lock,) = tmp_path.glob("*.lock")
     (tmp_path / f".{lock.stem}.partial").mkdir()
     (tmp_path / f".{lock.stem}.partial/half.npy").write_bytes(b"x")
-    assert prepare(config, tmp_path).meta["splits"]["train"]["tokens"] > 0
+    assert load(config, tmp_path).meta["splits"]["train"]["tokens"] > 0
 
 
 def test_simultaneous_builds_build_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from harness.data import build
+    from harness.data import texts
 
     calls: list[str] = []
-    original = build._build
+    original = texts.write
 
     def counted(*arguments: Any) -> None:
         calls.append("x")
         original(*arguments)
 
-    monkeypatch.setattr(build, "_build", counted)
+    monkeypatch.setattr(texts, "write", counted)
     config = dataclasses.replace(SMALL, tokenizer="bytes")
     with ThreadPoolExecutor(4) as pool:
-        hashes = set(pool.map(lambda _: prepare(config, tmp_path).hash, range(4)))
+        hashes = set(pool.map(lambda _: load(config, tmp_path).hash, range(4)))
     assert len(hashes) == 1
     assert calls == ["x"]
 
@@ -178,14 +178,14 @@ def test_text_files_round_trip(tmp_path: Path) -> None:
         (folder / f"{i}.txt").write_text(text)
     (folder / "image.bin").write_bytes(b"\xff\xfe\x00")
     config = DataConfig(source="text_files", path=str(folder), tokenizer="bytes")
-    corpus = prepare(config, tmp_path / "cache")
+    corpus = load(config, tmp_path / "cache")
     assert corpus.vocab_size == 257
     found = []
     for split in SPLITS:
         found += corpus.decode(corpus.tokens(split)).split("<|endoftext|>")[:-1]
     assert sorted(found) == sorted(texts(40))
     (folder / "more.txt").write_text("something new")
-    assert prepare(config, tmp_path / "cache").hash != corpus.hash
+    assert load(config, tmp_path / "cache").hash != corpus.hash
 
 
 @pytest.mark.parametrize("kind", ["parquet", "text", "folder"])
@@ -208,7 +208,7 @@ def test_local_datasets_go_through_the_hub_source(
         held_out[::-1].assign(text=held_out["text"] + "!").to_parquet(folder / "test.parquet")
         path = folder
     config = DataConfig(source="hub", path=str(path), tokenizer="bytes", max_documents=limit)
-    corpus = prepare(config, tmp_path / "cache")
+    corpus = load(config, tmp_path / "cache")
     documents = {s: corpus.meta["splits"][s]["documents"] for s in SPLITS}
     rows = limit or 40
     if kind == "folder":
@@ -234,7 +234,7 @@ def test_a_saved_tokenizer_folder_is_used(tmp_path: Path) -> None:
     config = DataConfig(
         source="text_files", path=str(text), tokenizer=str(tmp_path / "words"), vocab_size=1
     )
-    corpus = prepare(config, tmp_path / "cache")
+    corpus = load(config, tmp_path / "cache")
     shutil.rmtree(tmp_path / "words")
     assert corpus.vocab_size == 4
     assert corpus.tokens("test").tolist() == [2, 1] * 5 + [0]

@@ -11,10 +11,8 @@ import pytest
 from harness import data
 from harness.config import DataConfig, RunConfig, from_dict, validate
 from harness.config.groups import load_group
-from harness.data import images
-from harness.data.images import hub
-from harness.data.images.division import in_folds, in_splits
-from harness.data.images.image_set import ImageSet
+from harness.data import image_rows
+from harness.data.images import ImageSet, in_folds, in_splits
 from harness.errors import UserError
 
 MakeRun = Callable[..., RunConfig]
@@ -116,7 +114,7 @@ def test_digits_are_those_of_scikit_learn(tmp_path: Path) -> None:
     from sklearn.datasets import load_digits
 
     config = from_dict(DataConfig, load_group("data", "digits"))
-    found = images.prepare(config, tmp_path)
+    found = data.load(config, tmp_path)
     bunch = load_digits()
     assert np.array_equal(found.images[..., 0], bunch.images)
     assert np.array_equal(found.labels, bunch.target)
@@ -125,7 +123,7 @@ def test_digits_are_those_of_scikit_learn(tmp_path: Path) -> None:
     assert row.shape == (4, 1, 8, 8)
     assert row.dtype == np.float32
     assert (row.min(), row.max()) == (-1, 1)
-    other = images.prepare(DataConfig(**{**vars(config), "fold": 3}), tmp_path)
+    other = data.load(DataConfig(**{**vars(config), "fold": 3}), tmp_path)
     assert other.hash == found.hash  # records of two folds compare
     assert len(list(tmp_path.glob("*/meta.json"))) == 1
 
@@ -136,7 +134,7 @@ def test_a_folder_and_a_parquet_file_give_the_same_images(
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
-    found = images.prepare(image_data("image_folder", folder), tmp_path / "cache")
+    found = data.load(image_data("image_folder", folder), tmp_path / "cache")
     assert found.images.shape == (60, 8, 8, 1)
     assert found.meta["classes"] == ["bright", "dark"]
     shades = np.array([GREYS[found.meta["classes"][label]] for label in found.labels])
@@ -146,11 +144,11 @@ def test_a_folder_and_a_parquet_file_give_the_same_images(
     rows = datasets.load_dataset("imagefolder", data_dir=str(folder))["train"]
     rows.rename_columns({"image": "img", "label": "kind"}).to_parquet(str(parquet))
     columns = {"image_column": "img", "label_column": "kind"}
-    other = images.prepare(image_data("hub_images", parquet, **columns), tmp_path / "cache")
+    other = data.load(image_data("hub_images", parquet, **columns), tmp_path / "cache")
     assert np.array_equal(other.images, found.images)
     assert np.array_equal(other.labels, found.labels)
     with pytest.raises(UserError, match=r"'image' is not a column of .*; it has: img, kind"):
-        images.prepare(image_data("hub_images", parquet), tmp_path / "cache")
+        data.load(image_data("hub_images", parquet), tmp_path / "cache")
 
 
 def test_a_few_images_of_a_folder_are_of_every_class(
@@ -159,16 +157,16 @@ def test_a_few_images_of_a_folder_are_of_every_class(
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
-    found = images.prepare(image_data("image_folder", folder, max_documents=20), tmp_path / "c")
+    found = data.load(image_data("image_folder", folder, max_documents=20), tmp_path / "c")
     assert found.images.shape[0] == 20
     assert np.bincount(found.labels).min() >= 5
     parquet = tmp_path / "set.parquet"
     datasets.load_dataset("imagefolder", data_dir=str(folder))["train"].to_parquet(str(parquet))
     local = image_data("hub_images", parquet, max_documents=20, image_column="image")
-    other = images.prepare(local, tmp_path / "c")
+    other = data.load(local, tmp_path / "c")
     assert np.array_equal(other.images, found.images)
     with pytest.raises(UserError, match=r"data\.max_documents=1 leaves one class of "):
-        images.prepare(image_data("image_folder", folder, max_documents=1), tmp_path / "c")
+        data.load(image_data("image_folder", folder, max_documents=1), tmp_path / "c")
 
 
 def test_splits_named_by_folders_are_kept(folder: Path, tmp_path: Path) -> None:
@@ -179,7 +177,7 @@ def test_splits_named_by_folders_are_kept(folder: Path, tmp_path: Path) -> None:
             for file in sorted((folder / name).iterdir())[:count]:
                 (tmp_path / "set" / split / name / file.name).write_bytes(file.read_bytes())
     config = image_data("image_folder", tmp_path / "set", folds=3, fold=1)
-    found = images.prepare(config, tmp_path / "cache")
+    found = data.load(config, tmp_path / "cache")
     assert found.meta["images"] == {"train": 40, "validation": 0, "test": 10}
     parts = found.divided(0).division
     assert sum(map(len, parts.values())) == 40  # the set's own test images stay aside
@@ -192,7 +190,7 @@ def test_scaling_averages_pixels_of_a_colour_image() -> None:
     board = np.indices((16, 16)).sum(0) % 2 * 255
     pixels = np.stack([board, np.full((16, 16), 90), np.zeros((16, 16))], -1).astype(np.uint8)
     config = image_data("image_folder", Path(), image_size=2, channels=3)
-    scaled = hub._scaled(Image.fromarray(pixels), config)
+    scaled = image_rows.scaled(Image.fromarray(pixels), config)
     assert scaled.shape == (2, 2, 3)
     assert np.abs(scaled[..., 0].astype(int) - 127).max() <= 2
     assert (scaled[..., 1] == 90).all()

@@ -12,9 +12,9 @@ from harness import data, models
 from harness.config import DataConfig, ModelConfig, from_dict
 from harness.config.groups import load_group
 from harness.data.documents import Document
-from harness.data.pairs.docstrings import pairs_of
-from harness.data.pairs.packing import IGNORED, OPEN_ROWS, arrays, pack
-from harness.data.pairs.pair import Pair, remove_shared_pairs
+from harness.data.packing import IGNORED, OPEN_ROWS, arrays, pack
+from harness.data.pairs import Pair, remove_shared_pairs
+from harness.data.sources.docstrings import pairs_of
 from harness.errors import UserError
 
 SOURCE = '''

@@ -60,7 +60,7 @@ def test_a_convolution_has_one_row_for_each_output_channel() -> None:
 
 def plain_loop(config: RunConfig, options: dict[str, Any]) -> dict[int, dict[str, Any]]:
     """Updates of AdamW and of a variant reset to AdamW's parameters, as differences, by step."""
-    corpus = data.prepare(config.data, Path(config.cache or "") / "data", progress=False)
+    corpus = data.load(config.data, Path(config.cache or "") / "data", progress=False)
     model = models.build_model(config.model, corpus.vocab_size, config.model_seed or 0)
     other = copy.deepcopy(model)
     no_decay = OptimizerConfig(weight_decay=0.0, options={"fused": True})

@@ -15,7 +15,6 @@ from harness import data, models, optimizers
 from harness.cells import identity, store
 from harness.config import ModelConfig, OptimizerConfig, RunConfig, from_dict
 from harness.config.groups import load_group
-from harness.data import images
 from harness.errors import UserError
 from harness.meters.flops import flops_of
 from harness.meters.memory import optimizer_state_bytes
@@ -124,7 +123,7 @@ def test_classification_equals_a_plain_torch_loop(
     record = sweep.run_cell(config, progress=False)
     assert record.status == "done", record.error
     metrics = record.metrics
-    found = images.prepare(config.data, Path(config.cache or "") / "data").divided(0)
+    found = data.load(config.data, Path(config.cache or "") / "data").divided(0)
     model, losses = trained(config, found)
     assert metrics["final_train_loss"] == pytest.approx(losses[-1], rel=0.02)
     test = next(found.evaluation_batches("test", 17, 100, 10**6))

@@ -134,7 +134,7 @@ def test_shares_are_the_rows_of_the_whole_batch_in_order() -> None:
 
 def plain_losses(config: RunConfig, together: int) -> list[float]:
     """The loss of each step of one process, `together` sequences a step, in a plain torch loop."""
-    corpus = data.prepare(config.data, Path(config.cache or "") / "data", progress=False)
+    corpus = data.load(config.data, Path(config.cache or "") / "data", progress=False)
     torch.set_num_threads(1)
     model = models.build_model(config.model, corpus.vocab_size, config.model_seed or 0).train()
     optimizer = optimizers.build_optimizer(model, config.optimizer)

@@ -42,7 +42,7 @@ def test_the_loop_equals_a_plain_torch_loop(
     task = {"final_eval_tokens": final_tokens, "gradient_noise": noise}
     config = planner.resolve(make_run(grad_accumulation=accumulation, task=task))
     record = sweep.run_cell(config, progress=False)
-    corpus = data.prepare(config.data, Path(config.cache or "") / "data", progress=False)
+    corpus = data.load(config.data, Path(config.cache or "") / "data", progress=False)
     torch.set_num_threads(1)
     model = models.build_model(config.model, corpus.vocab_size, config.model_seed or 0).train()
     optimizer = optimizers.build_optimizer(model, config.optimizer)

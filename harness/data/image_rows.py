@@ -1,23 +1,16 @@
-"""Image sets through `datasets`: a hub id, local dataset files, or a folder CLASS/image.png.
+"""Images with labels from the rows of a data set: centre-cropped, scaled, classes by name."""
 
-All three go through `load_dataset` and give rows with an image and a label. A folder may hold
-train/, validation/ and test/ with the classes in each.
-"""
-
-import dataclasses
 from collections.abc import Iterable
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from harness.config import DataConfig
+from harness.data import dataset_rows
+from harness.data.batches import random_order
 from harness.data.documents import SPLITS
-from harness.data.images.division import shuffled
-from harness.data.images.pixels import Pixels
-from harness.data.sources import hub
-from harness.data.sources.text_files import file_signature
+from harness.data.images import Pixels
 from harness.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,34 +19,8 @@ if TYPE_CHECKING:
 _MODES = {1: "L", 3: "RGB"}
 
 
-def check(config: DataConfig) -> None:
-    """As for texts; size and channels are given.
-
-    Raises:
-        UserError: the path is missing, unreachable or of an unknown kind; a size is.
-    """
-    hub.check(config)
-    _check_form(config)
-
-
-def check_folder(config: DataConfig) -> None:
-    """`path` is a local folder with folders in it.
-
-    Raises:
-        UserError: it is none.
-    """
-    folder = Path(config.path or "")
-    if not config.path or not folder.is_dir():
-        raise UserError(
-            f"data.path={config.path!r} is no folder; data=image_folder needs one with a folder "
-            "for each class (CLASS/image.png)."
-        )
-    if not any(entry.is_dir() for entry in folder.iterdir()):
-        raise UserError(f"data.path={config.path!r} holds no folder; each class needs its own.")
-    _check_form(config)
-
-
-def _check_form(config: DataConfig) -> None:
+def check_form(config: DataConfig) -> None:
+    """UserError unless size and channels are given."""
     if config.image_size is None or config.image_size < 1:
         raise UserError(
             f"data.image_size={config.image_size} is not allowed; it must be a number of pixels, "
@@ -63,36 +30,9 @@ def _check_form(config: DataConfig) -> None:
         raise UserError(f"data.channels={config.channels} is not allowed; 1 is grey, 3 is colour.")
 
 
-def signature(config: DataConfig) -> object:
-    """As for texts: files with sizes and times, or the id of a set on the hub."""
-    return hub.signature(config)
-
-
-def folder_signature(config: DataConfig) -> object:
-    """Path, size and modification time of every file."""
-    folder = Path(config.path or "")
-    return file_signature(sorted(file for file in folder.rglob("*") if file.is_file()))
-
-
-def read(config: DataConfig) -> Pixels:
-    """The images of a hub id or of local dataset files. UserError where it cannot be loaded."""
-    here = Path(config.path or "").exists()  # then a sample costs no download
-    return _pixels(hub.load(_whole(config) if here else config), config)
-
-
-def read_folder(config: DataConfig) -> Pixels:
-    """The images of a folder. UserError where it cannot be loaded."""
-    return _pixels(hub.load(_whole(config), "imagefolder"), config)
-
-
-def _whole(config: DataConfig) -> DataConfig:
-    """The configuration that loads every row."""
-    return dataclasses.replace(config, max_documents=None)
-
-
-def _pixels(loaded: dict[str, Any], config: DataConfig) -> Pixels:
+def pixels(loaded: dict[str, Any], config: DataConfig) -> Pixels:
     """Every row of every split, centre-cropped and scaled to image_size; labels by class name."""
-    named = hub.split_names(loaded)
+    named = dataset_rows.split_names(loaded)
     images: list[np.ndarray] = []
     names: list[str] = []
     splits: list[int] = []
@@ -101,7 +41,7 @@ def _pixels(loaded: dict[str, Any], config: DataConfig) -> Pixels:
         if rows is None:
             continue
         for image, name in _labelled(rows, config):
-            images.append(_scaled(image, config))
+            images.append(scaled(image, config))
             names.append(name)
             splits.append(code)
     if not images:
@@ -150,11 +90,11 @@ def _sampled(rows: Any, limit: int | None) -> Iterable[dict[str, Any]]:
     """
     if limit is None or not hasattr(rows, "__len__"):
         return islice(rows, limit)
-    chosen = np.sort(shuffled(len(rows), 0, 0)[:limit])
+    chosen = np.sort(random_order(len(rows), 0, 0)[:limit])
     return (rows[int(index)] for index in chosen)
 
 
-def _scaled(image: "Image", config: DataConfig) -> np.ndarray:
+def scaled(image: "Image", config: DataConfig) -> np.ndarray:
     """The largest square at the centre, scaled bilinearly: uint8 (size, size, channels)."""
     from PIL.Image import Resampling
 
@@ -164,5 +104,5 @@ def _scaled(image: "Image", config: DataConfig) -> np.ndarray:
     left, top = ((length - side) // 2 for length in image.size)
     square = image.convert(_MODES[config.channels]).crop((left, top, left + side, top + side))
     size = (config.image_size, config.image_size)
-    scaled = square if square.size == size else square.resize(size, Resampling.BILINEAR)
-    return np.asarray(scaled, dtype=np.uint8).reshape(*size, config.channels)
+    small = square if square.size == size else square.resize(size, Resampling.BILINEAR)
+    return np.asarray(small, dtype=np.uint8).reshape(*size, config.channels)

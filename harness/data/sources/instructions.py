@@ -6,21 +6,27 @@ from string import Formatter
 from typing import Any
 
 from harness.config import DataConfig
+from harness.data import dataset_rows
 from harness.data.documents import SPLITS, split_documents
-from harness.data.pairs.pair import Pair, PairSplits
-from harness.data.sources import hub
+from harness.data.pairs import Pair, PairSplits
 from harness.errors import UserError
 
+KIND = "pairs"
+READS = frozenset({
+    "path", "subset", "max_documents", "prompt_template", "completion_column",
+})  # fmt: skip
 LEAST_PAIRS = 3
+
+signature = dataset_rows.signature
 
 
 def check(config: DataConfig) -> None:
     """As the source hub, and `prompt_template` is a template that names columns.
 
     Raises:
-        UserError: as `harness.data.sources.hub.check`; a template that names none or is malformed.
+        UserError: as `harness.data.dataset_rows.check`; a template that names none or is malformed.
     """
-    hub.check(config)
+    dataset_rows.check(config)
     try:
         names = [name for _, name, _, _ in Formatter().parse(config.prompt_template)]
     except ValueError as error:
@@ -41,7 +47,7 @@ def read(config: DataConfig) -> PairSplits:
     Raises:
         UserError: it cannot be loaded, lacks a column, or has too few pairs for three splits.
     """
-    found = hub.split_names(hub.load(config))
+    found = dataset_rows.split_names(dataset_rows.load(config))
     if set(found) >= set(SPLITS):
         return {split: _pairs(found[split], config) for split in SPLITS}
     pairs = _pairs(found["train"], config)

@@ -6,10 +6,17 @@ from collections.abc import Iterator
 
 from harness.config import DataConfig
 from harness.data.documents import Document, Splits
-from harness.data.pairs.pair import Pair, PairSplits
+from harness.data.pairs import Pair, PairSplits
 from harness.data.sources import python_source
 
+KIND = "pairs"
+READS = frozenset({"train", "validation", "test", "exclude", "max_package_bytes"})
 Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+check = python_source.check
+signature = python_source.signature
+packages = python_source.packages
 
 
 def read(config: DataConfig) -> PairSplits:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from harness.data.examples import Batch
+from harness.data.batches import Batch
 
 IGNORED = -100  # the label that torch.nn.functional.cross_entropy leaves out
 OPEN_ROWS = 64  # a bound on the search, and on how far packing moves a pair from its place

@@ -13,9 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from harness.config import DataConfig
-from harness.data.images.pixels import Pixels
+from harness.data.images import Pixels
 from harness.errors import UserError
 
+KIND = "images"
+READS = frozenset({"max_documents", "image_size", "channels"})
 SIZE, LARGEST = 8, 16
 _INSTALL = "pip install -e '.[images]' -c constraints.txt"
 
