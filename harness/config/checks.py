@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+from harness import registry
 from harness.config.types import (
     DataConfig,
     LaunchConfig,
@@ -22,18 +23,14 @@ PRECISIONS = ("fp32", "bf16_mixed", "bf16_pure")
 DEVICES = ("auto", "cpu", "cuda")
 STRATEGIES = ("ddp", "fsdp")
 
-TASKS = ("pretrain", "finetune", "classify", "memory")
+# Files of their folders: what is added there is allowed here.
+TASKS = registry.names("tasks")
+SOURCES = registry.names("data/sources")
 ROTARY_FAMILIES = ("llama", "mixtral", "qwen3")
 IMAGE_FAMILIES = ("vit",)
 FAMILIES = ("gpt2", *ROTARY_FAMILIES, *IMAGE_FAMILIES)
-PAIR_SOURCES = ("docstrings", "instructions")
-IMAGE_SOURCES = ("digits", "image_folder", "hub_images")
-SOURCES = ("python_source", "text_files", "hub", *PAIR_SOURCES, *IMAGE_SOURCES)
 TRACKERS = ("none", "wandb", "trackio")
 
-# Keys of the data group for pairs alone, and those that say nothing about texts.
-PAIR_KEYS = ("prompt_template", "completion_column")
-IMAGE_KEYS = ("image_column", "label_column", "image_size", "channels", "folds", "fold")
 LEAST_FOLDS = 3
 BYTE_TOKENS = 257  # 256 bytes and the end of a text
 SEEDS = 2**32  # numpy takes no larger one
@@ -114,24 +111,22 @@ def _check_study_name(name: str) -> None:
 
 
 def _check_kinds(config: RunConfig) -> None:
-    """Text goes with decoders, labelled images with classifiers, pairs with fine-tuning."""
+    """Text goes with decoders, labelled images with classifiers, and a task names what it takes."""
     model, kind, source = config.model, config.task.kind, config.data.source
-    images, pairs = source in IMAGE_SOURCES, source in PAIR_SOURCES
+    held = _held(config.data)
+    images = held == "images"
     if images != reads_images(model):
-        held = "labelled images" if images else "text"
         fitting = "model=vit_digits" if images else "data=digits"
         raise UserError(
             f"model.family={model.family} cannot read data.source={source}, which holds {held}; "
             f"choose for example {fitting}."
         )
-    mistake = f"task.kind={kind} does not go with data.source={source}"
-    if images != (kind == "classify") and kind != "memory":
-        wanted = "classify" if images else "pretrain"
-        raise UserError(f"{mistake}; choose task={wanted} or task=memory.")
-    if pairs != (kind == "finetune") and kind != "memory":
-        held = "pairs" if pairs else "no pairs of prompt and completion"
-        cure = "task=finetune or task=memory" if pairs else "data=docstrings or data=instructions"
-        raise UserError(f"{mistake}, which holds {held}; choose {cure}.")
+    if held not in _tasks_data(kind):
+        fitting = " or ".join(f"task={t}" for t in TASKS if held in _tasks_data(t))
+        raise UserError(
+            f"task.kind={kind} does not go with data.source={source}, which holds {held}; choose "
+            f"{fitting}, or data that holds {' or '.join(_tasks_data(kind))}."
+        )
     # A study that says it is one may: its runs show that everything works, not what is learned.
     if kind == "finetune" and model.path is None and not config.study.demonstration:
         raise UserError(
@@ -139,10 +134,21 @@ def _check_kinds(config: RunConfig) -> None:
             "start from; give a hub id, a local folder, a cell that ran with task.save_model=true, "
             "or choose model=smollm2_135m."
         )
-    if config.task.save_model and kind not in ("pretrain", "finetune"):
+    saving = [task for task in TASKS if "save_model" in registry.constant("tasks", task, "READS")]
+    if config.task.save_model and kind not in saving:
         raise UserError(
-            f"task.save_model=true does not go with task.kind={kind}; allowed: pretrain, finetune."
+            f"task.save_model=true does not go with task.kind={kind}; allowed: {', '.join(saving)}."
         )
+
+
+def _held(data: DataConfig) -> str:
+    """What a source holds: texts, pairs or images."""
+    return str(registry.constant("data/sources", data.source, "KIND"))
+
+
+def _tasks_data(kind: str) -> tuple[str, ...]:
+    """What a task takes of texts, pairs and images."""
+    return tuple(registry.constant("tasks", kind, "DATA"))
 
 
 def _check_run(config: RunConfig) -> None:
@@ -181,7 +187,7 @@ def _check_model(model: ModelConfig) -> None:
 def _check_data(config: RunConfig) -> None:
     data, model = config.data, config.model
     _at_least(data, "data.", 1, "max_documents", "max_package_bytes")
-    if data.source in IMAGE_SOURCES:
+    if _held(data) == "images":
         _check_image_sizes(model, data)
         _check_folds(data)
     elif model.vocab_size is not None:

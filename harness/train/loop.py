@@ -6,7 +6,6 @@ import math
 
 import torch
 
-from harness.config import TaskConfig
 from harness.meters.stability import LossWatch, UpdateMeter
 from harness.meters.timing import Stopwatch, Total, frozen_gc, summarize
 from harness.train import checkpoint
@@ -14,16 +13,8 @@ from harness.train.distributed.ranks import local, pooled_rms, whole
 from harness.train.evaluation import Evaluation, held_out_loss, targets_in
 from harness.train.gradient_noise import add_noise
 from harness.train.metrics import partial_metrics, raw_rows, scores, training_metrics
+from harness.train.schedule import learning_rate_factor
 from harness.train.setup import Outcome, Row, Setup
-
-
-def learning_rate_factor(step: int, task: TaskConfig) -> float:
-    """Share of the peak rate at `step` (0-based): linear warm-up, then cosine to `min_lr_ratio`."""
-    if step < task.warmup_steps:
-        return (step + 1) / task.warmup_steps
-    done = (step - task.warmup_steps) / max(1, task.steps - task.warmup_steps)
-    cosine = 0.5 * (1 + math.cos(math.pi * done))
-    return task.min_lr_ratio + (1 - task.min_lr_ratio) * cosine
 
 
 class Run:

@@ -14,7 +14,7 @@ from harness.cells import identity
 from harness.config import OptimizerConfig, RunConfig
 from harness.errors import UserError
 from harness.research.audit.measures import as_matrix, compare, decile_ratios
-from harness.train.loop import learning_rate_factor
+from harness.train.schedule import learning_rate_factor
 
 REFERENCE = "adamw"
 STEPS = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)

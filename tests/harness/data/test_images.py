@@ -199,9 +199,12 @@ def test_scaling_averages_pixels_of_a_colour_image() -> None:
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"data__source": "text_files"}, "cannot read data.source=text_files, which holds text"),
-        ({"model__family": "gpt2"}, "holds labelled images; choose for example model=vit_digits"),
-        ({"task__kind": "pretrain"}, "does not go with data.source=image_folder; choose task=cl"),
+        ({"data__source": "text_files"}, "cannot read data.source=text_files, which holds texts"),
+        ({"model__family": "gpt2"}, "which holds images; choose for example model=vit_digits"),
+        (
+            {"task__kind": "pretrain"},
+            "data.source=image_folder, which holds images; choose task=cl",
+        ),
         ({"data__image_size": 9}, "data.image_size=9 is not the model.image_size=8"),
         ({"data__folds": 2}, "data.folds=2 is too small"),
         ({"data__folds": 5, "data__fold": 5}, "data.fold=5 must lie between 0 and 4"),

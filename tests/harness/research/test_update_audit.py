@@ -21,7 +21,7 @@ from harness.research.audit.comparison import audit
 from harness.research.audit.measures import as_matrix, compare, decile_ratios
 from harness.research.audit.report import summarize
 from harness.study import planner
-from harness.train.loop import learning_rate_factor
+from harness.train.schedule import learning_rate_factor
 
 MakeRun = Callable[..., RunConfig]
 BLOCK = {"second_moment": "block", "first_moment_bits": 32}

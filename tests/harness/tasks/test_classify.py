@@ -20,7 +20,7 @@ from harness.meters.flops import flops_of
 from harness.meters.memory import optimizer_state_bytes
 from harness.models.inputs import example, sequence_length
 from harness.study import planner, sweep
-from harness.train.loop import learning_rate_factor
+from harness.train.schedule import learning_rate_factor
 
 MakeRun = Callable[..., RunConfig]
 

@@ -23,7 +23,7 @@ from harness.config.groups import load_group
 from harness.errors import UserError
 from harness.study import planner, sweep
 from harness.study.parts import expand
-from harness.train.loop import learning_rate_factor
+from harness.train.schedule import learning_rate_factor
 
 MakeRun = Callable[..., RunConfig]
 TINY = load_group("model", "gpt2_tiny")
@@ -168,7 +168,10 @@ def check_samples(
 @pytest.mark.parametrize(
     ("keys", "told"),
     [
-        ({}, "task.kind=finetune does not go with data.source=text_files, which holds no pairs"),
+        (
+            {},
+            "text_files, which holds texts; choose task=memory or task=pretrain, or data that holds pairs",
+        ),
         ({"data": pairs_of(Path("x"))}, "model.path=null of model gpt2_tiny leaves"),
         (
             {"task": {"kind": "pretrain"}, "data": pairs_of(Path("x"))},

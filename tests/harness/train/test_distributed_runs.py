@@ -29,7 +29,7 @@ from harness.launch import worker_process
 from harness.launch.launcher import launch
 from harness.study import planner
 from harness.train.distributed.ranks import Ranks, rank_metrics
-from harness.train.loop import learning_rate_factor
+from harness.train.schedule import learning_rate_factor
 from harness.worker.rank import is_first_failure, rank_index
 
 from . import distributed_ranks

@@ -16,8 +16,8 @@ from harness.config import RunConfig, TaskConfig
 from harness.study import planner, sweep
 from harness.train.checkpoint import Progress
 from harness.train.gradient_noise import add_noise
-from harness.train.loop import learning_rate_factor
 from harness.train.metrics import raw_rows
+from harness.train.schedule import learning_rate_factor
 
 MakeRun = Callable[..., RunConfig]
 
