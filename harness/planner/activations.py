@@ -20,9 +20,10 @@ Nothing is fitted. The terms that the sum contains, because the operations retur
 - with checkpointing (Chen et al., arXiv 1604.06174), each layer keeps its input alone and one
   layer at a time is recomputed.
 
-Not contained: memory inside a kernel (packed or blocked copies of matrices, workspaces), what an
-allocator rounds up or cannot give back, and libraries' own memory. The operations are those of the
-CPU: fused attention keeps the same tensors on CUDA, but autocast there computes some more
+Not contained: what a kernel takes for itself and frees before it returns (packed or blocked copies
+of matrices, workspaces), which depends on the processor: with AVX-512 oneDNN packs bfloat16
+products into 42 to 128 KB each, with AVX2 into none; what an allocator rounds up or cannot give
+back, and libraries' own memory. The operations are those of the CPU: fused attention keeps the same tensors on CUDA, but autocast there computes some more
 operations (GPT-2's norms and tanh) in float32. For mixtures of experts, rows for tokens x experts
 per token, however the router spreads them.
 """
