@@ -40,6 +40,8 @@ class OptimizerEntry:
             with these settings; None where it does not, or nobody has checked.
         prepare: builds what is compiled once a machine and returns the seconds that took; None
             where nothing is.
+        instrument: whether it breaks a promise on purpose to test the harness: it is found by its
+            name and never suggested.
     """
 
     name: str
@@ -59,3 +61,4 @@ class OptimizerEntry:
     check: Callable[[OptimizerConfig], None] | None = None
     preload: Callable[[OptimizerConfig], None] | None = None
     shards: Callable[[OptimizerConfig], bool] | None = None
+    instrument: bool = False

@@ -1,61 +1,57 @@
 """Find, check, build and size an optimizer by its name."""
 
+import functools
 import importlib
 import importlib.util
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from harness import registry
 from harness.config import OptimizerConfig
 from harness.errors import UserError
 from harness.models import ParameterSpec
-from harness.optimizers import (
-    adafactor,
-    adam_mini,
-    adamw,
-    adamw8bit,
-    adan,
-    apollo,
-    galore,
-    gefen,
-    gefen_paper,
-    lamb,
-    lion,
-    muon,
-    published,
-    stam,
-    torchao_adamw,
-)
 from harness.optimizers.entry import OptimizerEntry
-from harness.research import gefen_ablation, planted
 
 if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
+# Folders of `harness` whose files define ENTRY, or ENTRIES where one file holds several optimizers.
+# The second one is named and not imported: what only studies of Gefen need stays apart.
+FOLDERS = ("optimizers", "research/optimizers")
+_REFERENCE = "adamw"
 _COUNTS = {0: "empty: it has none,", 2: "two numbers", 3: "three numbers"}
+
+
+@functools.cache
+def _found() -> dict[str, OptimizerEntry]:
+    """Every entry of the folders, the reference first, then by name."""
+    modules = [
+        registry.module(folder, name) for folder in FOLDERS for name in registry.names(folder)
+    ]
+    found: list[OptimizerEntry] = []
+    for module in modules:
+        found += getattr(module, "ENTRIES", [])
+        found += [module.ENTRY] if hasattr(module, "ENTRY") else []
+    found.sort(key=lambda entry: (entry.name != _REFERENCE, entry.name))
+    return {entry.name: entry for entry in found}
 
 
 def entries() -> dict[str, OptimizerEntry]:
     """All optimizers by name, the reference first; `instruments` are not among them."""
-    single = [adamw, adamw8bit, galore, gefen, gefen_ablation, gefen_paper]
-    single += [lamb, adan, adafactor, muon, adam_mini]
-    several = (lion, apollo, torchao_adamw, stam, published)
-    found = [family.ENTRY for family in single]
-    found += [entry for family in several for entry in family.ENTRIES]
-    return {entry.name: entry for entry in found}
+    return {name: entry for name, entry in _found().items() if not entry.instrument}
 
 
 def instruments() -> dict[str, OptimizerEntry]:
     """Entries with a planted fault, which test the harness; found by name, never suggested."""
-    return {entry.name: entry for entry in planted.ENTRIES}
+    return {name: entry for name, entry in _found().items() if entry.instrument}
 
 
 def find(name: str) -> OptimizerEntry:
     """The optimizer or instrument of that name. Raises UserError that lists the optimizers."""
-    known = entries()
-    found = known.get(name) or instruments().get(name)
+    found = _found().get(name)
     if found is None:
-        raise UserError(f"optimizer.name={name!r} is unknown; allowed: {', '.join(known)}.")
+        raise UserError(f"optimizer.name={name!r} is unknown; allowed: {', '.join(entries())}.")
     return found
 
 

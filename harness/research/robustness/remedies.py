@@ -1,7 +1,8 @@
 """What parts of Gefen's update rule prevent: the factored form with each of them switched off.
 
-The switches are those of `harness.research.gefen_ablation`: stochastic rounding, a first moment
-divided by its column factor, and the bound of an element's step in units of the learning rate.
+The switches are those of `harness.research.optimizers.gefen_ablation`: stochastic rounding, a
+first moment divided by its column factor, and the bound of an element's step in units of the
+learning rate.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,7 +11,7 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor, nn
 
-from harness.research.gefen_ablation import ablated
+from harness.research.optimizers.gefen_ablation import ablated
 from harness.research.robustness.scenarios import LR, Make, movement_after_stop, updates
 
 STOP_STEPS = 1_000

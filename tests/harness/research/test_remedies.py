@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from harness.research.gefen_ablation import ablated
+from harness.research.optimizers.gefen_ablation import ablated
 from harness.research.robustness import remedies
 from harness.research.robustness.__main__ import main
 from harness.research.robustness.scenarios import LR, Make

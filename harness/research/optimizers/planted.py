@@ -182,6 +182,7 @@ def _entry(name: str, summary: str, build: "Build", *options: str) -> OptimizerE
         build=build,
         state_bytes=adamw.ENTRY.state_bytes,
         flops=adamw.ENTRY.flops,
+        instrument=True,
     )
 
 
