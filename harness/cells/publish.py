@@ -1,10 +1,12 @@
-"""Copies a finished study to results/: records, curves, study.json and beta1.json, nothing else.
+"""Packs a finished study into results/: study.json, records.jsonl, curves.parquet, nothing else.
 
-`python -m harness.cells.publish runs/reproduce_full` writes results/reproduce_full. Published
-copies are read by people and by `gefen-report`, never by the runner.
+`python -m harness.cells.publish runs/reproduce_full` writes results/reproduce_full, with plan.json
+and beta1.json where the study has them. Published studies are read by people, `gefen-report` and
+`gefen-claims`, never by the runner.
 """
 
 import argparse
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -14,7 +16,10 @@ from harness.errors import UserError, exit_code
 
 
 def publish(study_dir: Path, results: Path) -> Path:
-    """Copy a study whose every cell has a result; returns the new folder.
+    """Pack a study whose every cell has a result; returns the new folder.
+
+    The records stay as they are; the command in study.json loses `root=`, the folder where the
+    study ran, which decides no number.
 
     Raises UserError when a cell has no result yet, or when code was not committed as it ran.
     """
@@ -33,13 +38,8 @@ def publish(study_dir: Path, results: Path) -> Path:
     target = results / study["name"]
     copy = results / f".{study['name']}.new"
     shutil.rmtree(copy, ignore_errors=True)
-    store.write_study(copy, study)
-    for record in records:
-        folder = store.cell_dir(copy, record.id)
-        store.write_record(folder, record)
-        curve = store.cell_dir(study_dir, record.id) / store.CURVE_FILE
-        if curve.is_file():
-            shutil.copyfile(curve, folder / store.CURVE_FILE)
+    store.write_study(copy, {**study, "command": without_root(study.get("command") or "")})
+    store.write_packed(copy, records, store.read_curves(study_dir, sorted(known)))
     for name in (store.MOMENTA_FILE, store.PLAN_FILE):
         if (study_dir / name).is_file():
             shutil.copyfile(study_dir / name, copy / name)
@@ -48,8 +48,13 @@ def publish(study_dir: Path, results: Path) -> Path:
     return target
 
 
+def without_root(command: str) -> str:
+    """The command without its `root=FOLDER`, quoted or not."""
+    return re.sub(r"""\s+(?:root=\S+|'root=[^']*'|"root=[^"]*")(?=\s|$)""", "", command)
+
+
 def main() -> int:
-    """Print where the copy is; a mistake is one sentence, exit code 2."""
+    """Print where the packed study is; a mistake is one sentence, exit code 2."""
     parser = argparse.ArgumentParser(prog="python -m harness.cells.publish", description=__doc__)
     parser.add_argument("study", type=Path, help="folder of the finished study")
     parser.add_argument("--results", type=Path, default=Path("results"), help="default: results")

@@ -1,6 +1,9 @@
 """The store: what a run leaves on disk, and how it is read back. Needs no torch.
 
-Layout: `<root>/<study>/study.json` and `<root>/<study>/cells/<id>/{record.json, curve.parquet}`.
+A running study is `<root>/<study>/study.json` and a folder for each cell,
+`cells/<id>/{record.json, curve.parquet}`. A published one is packed: `records.jsonl`, one record a
+line, sorted by id, and `curves.parquet`, which has a column `cell` more. `read_records` and
+`read_curves` read either form, so nothing else needs to know which a folder has.
 A file is written under a temporary name in its own folder, flushed to the disk, and renamed, so a
 reader (and a process killed in the middle of a write) sees the old file or the new one.
 """
@@ -26,6 +29,8 @@ STATUSES = ("done", "diverged", "oom", "crashed", "timeout", "interrupted")
 RESULT_STATUSES = ("done", "diverged", "oom")
 RECORD_FILE = "record.json"
 CURVE_FILE = "curve.parquet"
+RECORDS_FILE = "records.jsonl"  # all records of a packed study
+CURVES_FILE = "curves.parquet"  # and all its curves
 CHECKPOINT_FILE = "checkpoint.pt"  # of an unfinished cell
 STUDY_FILE = "study.json"
 MOMENTA_FILE = (
@@ -92,6 +97,18 @@ class Record:
         return cls(**values)
 
 
+class Stored(NamedTuple):
+    """A record as a study's folder holds it.
+
+    `place`: path of its file from that folder, with the line in a packed one
+    (`records.jsonl#L12`). `disk_bytes`: what its cell takes; a packed one's share of both files.
+    """
+
+    record: Record
+    place: str
+    disk_bytes: int
+
+
 def _check_version(values: Any, where: str) -> None:
     if not isinstance(values, Mapping):
         raise UserError(f"{where} holds {type(values).__name__}, not a JSON object.")
@@ -152,18 +169,32 @@ def write_bytes_atomic(path: Path, data: bytes) -> None:
 
 def write_json_atomic(path: Path, value: Any) -> None:
     """Write `value` as strict JSON (a non-finite number becomes null), atomically."""
-    text = json.dumps(_plain(value), indent=1, allow_nan=False, ensure_ascii=False)
-    write_bytes_atomic(path, (text + "\n").encode())
+    write_bytes_atomic(path, _json_bytes(value, indent=1))
+
+
+def _json_bytes(value: Any, **layout: Any) -> bytes:
+    text = json.dumps(_plain(value), allow_nan=False, ensure_ascii=False, **layout) + "\n"
+    # Half of a character, as an undecodable file name has, becomes JSON's own escape for it.
+    return text.encode(errors="backslashreplace")
 
 
 def read_json(path: Path) -> Any:
     """The content of a JSON file; `UserError` when it is absent or not JSON."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        data = Path(path).read_bytes()
     except FileNotFoundError:
         raise UserError(f"{path} does not exist.") from None
+    return _parse_json(data, str(path))
+
+
+def _parse_json(data: bytes, where: str) -> Any:
+    try:
+        return json.loads(data.decode())
+    except json.JSONDecodeError as error:
+        at = f"line {error.lineno} column" if error.lineno > 1 else "column"
+        raise UserError(f"{where} is not readable JSON: {error.msg}, {at} {error.colno}.") from None
     except ValueError as error:
-        raise UserError(f"{path} is not readable JSON ({error}).") from None
+        raise UserError(f"{where} is not readable JSON ({error}).") from None
 
 
 def write_record(cell_dir: Path, record: Record) -> None:
@@ -204,14 +235,12 @@ def _curve_table(points: Sequence[CurveRow]) -> "pa.Table":
 
 def read_curve(cell_dir: Path) -> "pd.DataFrame":
     """The curve with columns step, tokens, train_seconds, key, value; empty when there is none."""
-    return read_curve_table(cell_dir).to_pandas()
+    return _read_parquet(Path(cell_dir) / CURVE_FILE).to_pandas()
 
 
-def read_curve_table(cell_dir: Path) -> "pa.Table":
-    """`read_curve` as an Arrow table: many are joined before one conversion to pandas."""
+def _read_parquet(path: Path) -> "pa.Table":
     import pyarrow.parquet as pq
 
-    path = Path(cell_dir) / CURVE_FILE
     if not path.is_file():
         return _curve_table(())
     try:
@@ -242,9 +271,122 @@ def cell_dir(study_dir: Path, cell_id: str) -> Path:
 def load_study(study_dir: Path) -> tuple[dict[str, Any], list[Record]]:
     """The study and the records of the cells that it lists, in its order.
 
-    Cells without a record yet are left out; so are folders of cells that the study no longer
+    Cells without a record yet are left out; so are records of cells that the study no longer
     lists, which an earlier version of the code wrote.
     """
     study = read_study(study_dir)
-    folders = [cell_dir(study_dir, cell["id"]) for cell in study.get("cells", [])]
-    return study, [read_record(folder) for folder in folders if has_record(folder)]
+    listed = [cell["id"] for cell in study.get("cells", [])]
+    return study, [stored.record for stored in read_records(study_dir, listed)]
+
+
+def read_records(
+    study_dir: Path, ids: Iterable[str] | None = None, skip_broken: bool = False
+) -> list[Stored]:
+    """The records of a study's folder in either form: those of `ids` in that order, or all by id.
+
+    Ids without a record are left out. Where a cell has a folder and a packed record, the folder's
+    counts, which is newer. UserError names a file (and its line) that is broken or of another
+    schema, unless `skip_broken` leaves those out.
+    """
+    study_dir = Path(study_dir)
+    found = _packed_records(study_dir, skip_broken)
+    if ids is None:
+        folders = [path.parent for path in study_dir.glob(f"cells/*/{RECORD_FILE}")]
+        ids = sorted({*found, *(folder.name for folder in folders)})
+    else:
+        ids = list(dict.fromkeys(ids))
+        folders = [folder for folder in (cell_dir(study_dir, i) for i in ids) if has_record(folder)]
+    for folder in folders:
+        try:
+            place = f"cells/{folder.name}/{RECORD_FILE}"
+            found[folder.name] = Stored(read_record(folder), place, disk_bytes(folder))
+        except UserError:
+            found.pop(folder.name, None)
+            if not skip_broken:
+                raise
+    return [found[cell_id] for cell_id in ids if cell_id in found]
+
+
+def study_folders(root: Path) -> list[Path]:
+    """The folders at or below `root` that hold records, in either form, by path."""
+    packed = {path.parent for path in Path(root).rglob(RECORDS_FILE)}
+    return sorted(packed | {path.parents[2] for path in root.rglob(f"cells/*/{RECORD_FILE}")})
+
+
+def _packed_records(study_dir: Path, skip_broken: bool) -> dict[str, Stored]:
+    path, curves = study_dir / RECORDS_FILE, study_dir / CURVES_FILE
+    if not path.is_file():
+        return {}
+    lines = path.read_bytes().splitlines()
+    size = sum(file.stat().st_size for file in (path, curves) if file.is_file())
+    found: dict[str, Stored] = {}
+    for number, line in enumerate(lines, start=1):
+        where = f"{path} line {number}"
+        try:
+            record = Record.from_dict(_parse_json(line, where), where)
+            if record.id in found:
+                raise UserError(f"{where} holds cell {record.id} a second time.")
+        except UserError:
+            if not skip_broken:
+                raise
+            continue
+        found[record.id] = Stored(record, f"{RECORDS_FILE}#L{number}", size // len(lines))
+    return found
+
+
+def disk_bytes(cell_dir: Path) -> int:
+    """Bytes of the files directly in a cell's folder."""
+    return sum(file.stat().st_size for file in Path(cell_dir).iterdir() if file.is_file())
+
+
+def read_curves(study_dir: Path, ids: Iterable[str]) -> "pa.Table":
+    """The curves of these cells one after another, in either form of a study's folder.
+
+    Columns: cell, then those of `CurveRow`. A cell may have no rows. UserError names a file that
+    is not Parquet with these columns.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    wanted = list(dict.fromkeys(ids))
+    folders = {cell_id: cell_dir(study_dir, cell_id) for cell_id in wanted}
+    single = [cell_id for cell_id, folder in folders.items() if has_record(folder)]
+    tables = [_packed_curves(Path(study_dir), set(wanted) - set(single))]
+    for cell_id in single:
+        curve = _read_parquet(folders[cell_id] / CURVE_FILE)
+        tables.append(curve.add_column(0, "cell", pa.array([cell_id] * len(curve), pa.string())))
+    curves = pa.concat_tables(tables)
+    position = pc.index_in(curves["cell"], value_set=pa.array(wanted, pa.string()))
+    return curves.take(pc.sort_indices(position))  # stable: a cell's rows keep their order
+
+
+def _packed_curves(study_dir: Path, ids: set[str]) -> "pa.Table":
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    path = study_dir / CURVES_FILE
+    if not path.is_file():
+        return _curve_table(()).add_column(0, "cell", pa.array([], pa.string()))
+    table = _read_parquet(path)
+    columns = ["cell", *CurveRow._fields]
+    if table.column_names != columns:
+        raise UserError(
+            f"{path} has the columns {', '.join(table.column_names)}; expected are "
+            f"{', '.join(columns)}."
+        )
+    return table.filter(pc.is_in(table["cell"], value_set=pa.array(sorted(ids), pa.string())))
+
+
+def write_packed(study_dir: Path, records: Iterable[Record], curves: "pa.Table") -> None:
+    """Write a published study's records, by id, and its curves (of `read_curves`), atomically."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    ordered = sorted(records, key=lambda record: record.id)
+    lines = [_json_bytes(record.to_dict(), separators=(",", ":")) for record in ordered]
+    write_bytes_atomic(Path(study_dir) / RECORDS_FILE, b"".join(lines))
+    if not len(curves):
+        return  # nothing was trained
+    sink = pa.BufferOutputStream()
+    pq.write_table(curves, sink, compression="zstd", compression_level=9)
+    write_bytes_atomic(Path(study_dir) / CURVES_FILE, sink.getvalue().to_pybytes())

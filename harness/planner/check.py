@@ -31,9 +31,13 @@ LEAST_CPU_BYTES = 500_000_000  # below, what a process allocates beside the run 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One record. Errors are (predicted - measured) / measured; None where nothing compares."""
+    """One record of a study, whose folder is `study`.
 
-    folder: str
+    Errors are (predicted - measured) / measured; None where nothing compares.
+    """
+
+    id: str
+    study: str
     optimizer: str
     model: str
     precision: str
@@ -66,19 +70,20 @@ def compare_all(root: Path) -> list[Comparison]:
     if not root.is_dir():
         raise UserError(f"--check {root} is no folder of records.")
     found = []
-    for path in sorted(root.rglob(store.RECORD_FILE)):
-        try:
-            record = store.read_record(path.parent)
-            if record.status == "done" and record.config["task"]["kind"] == "memory":
-                found.append(compare(record, str(path.parent.relative_to(root))))
-        except (UserError, KeyError, TypeError):
-            continue  # of another version, or without what is compared
+    for study in store.study_folders(root):
+        for stored in store.read_records(study, skip_broken=True):
+            record = stored.record
+            try:
+                if record.status == "done" and record.config["task"]["kind"] == "memory":
+                    found.append(compare(record, str(study.relative_to(root))))
+            except (UserError, KeyError, TypeError):
+                continue  # of another version, or without what is compared
     if not found:
         raise UserError(f"--check {root} holds no finished record of task=memory.")
     return found
 
 
-def compare(record: store.Record, folder: str = "") -> Comparison:
+def compare(record: store.Record, study: str = "") -> Comparison:
     """The measured bytes of a record beside those predicted from its configuration.
 
     KeyError for a record without bytes; UserError for a configuration that is not known here.
@@ -91,7 +96,8 @@ def compare(record: store.Record, folder: str = "") -> Comparison:
     guess = estimate(config, optimizer, *_layout(values), checkpointing=again)
     state, peak = int(metrics["optimizer_state_bytes"]), int(metrics["peak_bytes"])
     return Comparison(
-        folder,
+        record.id,
+        study,
         guess.optimizer,
         config.model.name,
         config.precision,
@@ -110,9 +116,8 @@ def save(comparisons: Sequence[Comparison], root: Path) -> list[Path]:
     """Write the comparisons of each study below `root` to its PLAN_FILE, which reports show."""
     studies: dict[Path, list[dict[str, Any]]] = {}
     for item in comparisons:
-        cell = root / item.folder
-        row = {"id": cell.name, **asdict(item), "verdict": item.verdict}
-        studies.setdefault(cell.parent.parent, []).append(row)
+        row = {**asdict(item), "verdict": item.verdict}
+        studies.setdefault(root / item.study, []).append(row)
     for folder, rows in studies.items():
         store.write_json_atomic(folder / store.PLAN_FILE, {"cells": rows})
     return [folder / store.PLAN_FILE for folder in studies]

@@ -5,7 +5,8 @@ precision, optimizer, model, options, ranks and study count first, in this order
 one with the most similar work, then the latest. From that record, seconds = start-up + optimizer
 steps, scaled by parameters x steps, + everything else, scaled by parameters x tokens (three times
 the trained tokens, for a backward pass costs two forward passes, plus the evaluated). Bytes on disk
-are those of its folder, without what a dashboard keeps. Where no record compares there is no
+are those of its folder, without what a dashboard keeps; of a published study, which is packed,
+a share of its two files. Where no record compares there is no
 estimate.
 """
 
@@ -19,7 +20,6 @@ from typing import Any, NamedTuple
 from harness.cells import store
 from harness.config import RunConfig, to_dict
 from harness.config.checks import IMAGE_FAMILIES
-from harness.errors import UserError
 
 LIKENESS = ("precision", "optimizer", "model", "options", "ranks")  # what counts first comes first
 
@@ -59,15 +59,13 @@ class Estimator:
         self._known: list[Known] = []
         self._answers: dict[str, Estimate | None] = {}
         for folder in study_dirs:
-            for path in sorted(folder.glob(f"cells/*/{store.RECORD_FILE}")):
-                try:
-                    self.learn(store.read_record(path.parent), path.parent)
-                except UserError:
-                    continue  # of another version, or torn: it estimates nothing
+            # A record of another version, or a torn one, estimates nothing.
+            for stored in store.read_records(folder, skip_broken=True):
+                self.learn(stored.record, stored.disk_bytes)
 
-    def learn(self, record: store.Record, folder: Path) -> None:
+    def learn(self, record: store.Record, disk_bytes: int) -> None:
         """Use a record for the estimates to come, if it ended as done."""
-        known = _known(record, folder)
+        known = _known(record, disk_bytes)
         if known is not None:
             self._known.append(known)
             self._answers = {}
@@ -130,7 +128,7 @@ def size(number: float) -> str:
     return f"{number:.1f} GB"
 
 
-def _known(record: store.Record, folder: Path) -> Known | None:
+def _known(record: store.Record, disk_bytes: int) -> Known | None:
     metrics, config = record.metrics, record.config
     try:
         traits = _traits(config, record.study)
@@ -146,9 +144,9 @@ def _known(record: store.Record, folder: Path) -> Known | None:
         return None  # of an older form, or ended before it measured
     if record.status != "done" or min(work) <= 0:
         return None
-    disk = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
     other = max(seconds - startup - steps, 0.0)
-    return Known(traits, work, startup, steps, other, disk, record.provenance["finished_utc"])
+    finished = record.provenance["finished_utc"]
+    return Known(traits, work, startup, steps, other, disk_bytes, finished)
 
 
 def _saves(task: dict[str, Any]) -> bool:

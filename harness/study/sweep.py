@@ -135,7 +135,7 @@ class Sweep:
                 self._ran += 1
                 self._running.pop(cell.id, None)
                 self._view.end(cell.id)
-                self._estimator.learn(record, cell.directory)
+                self._estimator.learn(record, store.disk_bytes(cell.directory))
                 self._take(cell, record, duration(seconds), on_record)
         return True
 

@@ -2,12 +2,11 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
 
 from harness.cells import store
 
@@ -51,6 +50,7 @@ class StudyData:
     `runs`: one row a cell; metrics keep their record names (units in the name), identity columns
     are id, part, label, status, optimizer, variant, model, seq_len, precision, seeds, hashes.
     `curves`: id, step, tokens, train_seconds, key, value. `pending`: planned, no record yet.
+    `places`: of each id, where its record lies from `folder`.
     """
 
     folder: Path
@@ -58,28 +58,29 @@ class StudyData:
     runs: pd.DataFrame
     curves: pd.DataFrame
     pending: list[dict[str, Any]]
+    places: dict[str, str] = field(default_factory=dict)
 
 
 def load(folder: Path) -> StudyData:
     """Read one study folder. Raises `ReportError` when it is absent, empty or broken."""
     if not folder.is_dir():
-        raise ReportError(f"{folder} is not a folder; give one that holds study.json and cells/.")
+        raise ReportError(f"{folder} is not a folder; give one that holds study.json and records.")
     try:
-        study, records = store.load_study(folder)
+        study = store.read_study(folder)
+        stored = store.read_records(folder, [cell["id"] for cell in study.get("cells", [])])
     except Exception as error:  # any reader failure is the user's one sentence, named by the store
         raise ReportError(f"{folder} cannot be read as a study: {one_line(error)}") from error
-    if not records:
+    if not stored:
         raise ReportError(f"{folder} holds no record yet; run its study first, then report on it.")
     try:
-        rows = [row_of(record.to_dict()) for record in records]
+        rows = [row_of(item.record.to_dict()) for item in stored]
     except (KeyError, TypeError, AttributeError) as error:
         raise ReportError(f"{folder} has a record without an expected key: {error}.") from error
     runs = plain_text(pd.DataFrame(rows))
     runs["variant"] = variants(runs)
-    curves = curves_of([folder / "cells" / str(cell) for cell in runs["id"]])
-    known = set(runs["id"])
-    pending = [cell for cell in study.get("cells", []) if cell.get("id") not in known]
-    return StudyData(folder, study, runs, curves, pending)
+    places = {item.record.id: item.place for item in stored}
+    pending = [cell for cell in study.get("cells", []) if cell["id"] not in places]
+    return StudyData(folder, study, runs, curves_of(folder, places), pending, places)
 
 
 def plain_text(table: pd.DataFrame) -> pd.DataFrame:
@@ -216,21 +217,13 @@ def differing(configs: list[dict[str, Any]], ignore: tuple[str, ...] = ()) -> di
     return found
 
 
-def curves_of(cells: list[Path]) -> pd.DataFrame:
-    """The curves of these cells below one another, with their ids; a cell may have none."""
-    tables = [curve_of(cell) for cell in cells]
-    curves: pd.DataFrame = pa.concat_tables(tables).to_pandas()
-    rows = [table.num_rows for table in tables]
-    curves.insert(0, "id", pd.Series([cell.name for cell in cells]).repeat(rows).to_numpy())
-    return curves
-
-
-def curve_of(cell: Path) -> pa.Table:
-    """The curve of one cell; no rows when the cell wrote none."""
+def curves_of(folder: Path, cells: Iterable[str]) -> pd.DataFrame:
+    """The curves of these cells of a study below one another, with their ids."""
     try:
-        return store.read_curve_table(cell)
+        table = store.read_curves(folder, cells)
     except Exception as error:
-        raise ReportError(f"The curve of {cell} cannot be read: {one_line(error)}") from error
+        raise ReportError(f"Curves of {folder} cannot be read: {one_line(error)}") from error
+    return table.rename_columns(CURVE_COLUMNS).to_pandas()
 
 
 def each(frame: pd.DataFrame) -> Iterable[Any]:

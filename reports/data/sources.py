@@ -24,24 +24,22 @@ MODELS = {"Llama-3 8B": "llama3_8b", "Qwen3 0.6B": "qwen3_600m", "Qwen3 8B": "qw
 MODELS |= {"GPT-2 124M": "gpt2_124m", "Mixtral 8x7B": "mixtral_8x7b"}
 COLUMNS = (
     *("id", "part", "label", "status", "error", "optimizer", "model", "seq_len", "precision"),
-    *("seed", "model_seed", "data_seed", "task", "planned_steps", "eval_split", "config"),
+    *("lr", "seed", "model_seed", "data_seed", "task", "planned_steps", "eval_split", "config"),
     *("data_hash", "code_hash", "device", "threads", "started_utc", "settings", "packages"),
 )
 
 
 @dataclass(frozen=True)
 class Source:
-    """A folder of records: `data` as tables, `kind` and where the record of an id lies."""
+    """A folder of records: `data` as tables, `kind`, and where the record of an id lies."""
 
     name: str
     kind: str
     data: StudyData
 
     def record(self, identity: str) -> str:
-        """Path of the file that holds `identity`, relative to the folder, with its pointer."""
-        if self.kind == "study":
-            return f"cells/{identity}/record.json"
-        return f"{self.kind}#{identity}"
+        """Path of the file that holds `identity`, relative to the folder, with line or pointer."""
+        return self.data.places.get(identity, f"{self.kind}#{identity}")
 
 
 def discover(folders: Iterable[Path]) -> dict[str, Source]:
@@ -56,7 +54,7 @@ def discover(folders: Iterable[Path]) -> dict[str, Source]:
         below = [path for path in sorted(folder.iterdir()) if path.is_dir() and kind_of(path)]
         inside = [folder] if kind_of(folder) else below
         if not inside:
-            raise ReportError(f"{folder} holds no study (a folder with study.json and cells/).")
+            raise ReportError(f"{folder} holds no study (a folder with study.json and records).")
         for path in inside:
             source = read(path)
             if source.name in found:

@@ -43,7 +43,8 @@ examples:
   gefen-report runs/reproduce                    writes runs/reproduce/report/index.html
   gefen-report results/reproduce -o /tmp/report  rebuilds a published report elsewhere
 
-Reads STUDY/study.json and STUDY/cells/*/record.json, and needs neither torch nor a GPU.
+Reads STUDY/study.json and its records (cells/*/record.json, or records.jsonl of a published study),
+and needs neither torch nor a GPU.
 Writes index.html (one self-contained page), figures as PNG and SVG, tables as CSV in raw units
 (bytes, seconds, nats/token), and summary.md, which can be pasted into an issue.
 Exit code 0: report written, whatever the verdicts say; 2: the study cannot be read.

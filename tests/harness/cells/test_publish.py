@@ -1,4 +1,4 @@
-"""Publishing copies what a report needs, and refuses what nobody could reproduce."""
+"""Publishing packs what a report needs, and refuses what nobody could reproduce."""
 
 from pathlib import Path
 
@@ -24,18 +24,43 @@ def study_with(tmp_path: Path, status: str = "done", dirty: bool | None = False)
     store.write_record(cell, record)
     store.write_curve(cell, [(1, 2, 0.5, "eval/loss", 3.0)])
     (cell / "log.txt").write_text("noise")
-    store.write_study(folder, {"name": "small", "cells": [{"id": record.id, "label": "x"}]})
+    command = "gefen-bench study=small root=/home/me/runs seed=0,1"
+    listed = [{"id": record.id, "label": "x"}]
+    store.write_study(folder, {"name": "small", "command": command, "cells": listed})
     return folder
 
 
-def test_records_and_curves_are_copied_and_nothing_else(tmp_path: Path) -> None:
+def test_records_and_curves_are_packed_and_nothing_else(tmp_path: Path) -> None:
     source = study_with(tmp_path)
     target = publish.publish(source, tmp_path / "results")
     names = sorted(path.name for path in target.rglob("*") if path.is_file())
-    assert names == ["curve.parquet", "record.json", "study.json"]
-    assert store.load_study(target) == store.load_study(source)
-    assert store.read_curve(store.cell_dir(target, "a" * 16))["value"].tolist() == [3.0]
+    assert names == ["curves.parquet", "records.jsonl", "study.json"]
+    study, records = store.load_study(target)
+    ran, single = store.load_study(source)
+    assert records == single
+    assert study == {**ran, "command": "gefen-bench study=small seed=0,1"}
+    assert store.read_curves(target, ["a" * 16])["value"].to_pylist() == [3.0]
     assert publish.publish(source, tmp_path / "results") == target
+
+
+def test_a_published_study_can_be_published_elsewhere(tmp_path: Path) -> None:
+    first = publish.publish(study_with(tmp_path), tmp_path / "results")
+    second = publish.publish(first, tmp_path / "again")
+    for name in ("study.json", "records.jsonl", "curves.parquet"):
+        assert (second / name).read_bytes() == (first / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("gefen-bench study=a root=/tmp/x", "gefen-bench study=a"),
+        ("gefen-bench 'root=/tmp/my runs' study=a", "gefen-bench study=a"),
+        ("gefen-bench study=a", "gefen-bench study=a"),
+        ("gefen-bench data.root=b study=a", "gefen-bench data.root=b study=a"),
+    ],
+)
+def test_the_published_command_is_free_of_this_machine(command: str, expected: str) -> None:
+    assert publish.without_root(command) == expected
 
 
 @pytest.mark.parametrize("name", [store.MOMENTA_FILE, store.PLAN_FILE])

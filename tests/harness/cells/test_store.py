@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -149,6 +150,131 @@ def test_load_study_keeps_order_and_skips_what_is_not_there(tmp_path: Path) -> N
     assert [record.id for record in records] == ["b", "a"]
 
 
+def pack(folder: Path, single: Path, ids: list[str]) -> None:
+    """Write the study `single`, whose cells have folders, to `folder` as a packed one."""
+    records = [stored.record for stored in store.read_records(single)]
+    store.write_packed(folder, records, store.read_curves(single, ids))
+
+
+finite = st.floats(allow_nan=False, allow_infinity=False)
+curves = st.lists(
+    st.tuples(
+        st.integers(0, 2**40), st.integers(0, 2**40), finite, st.text(max_size=3), st.floats()
+    ),
+    max_size=4,
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    cells=st.lists(
+        st.tuples(st.dictionaries(st.text(max_size=5), json_values), st.none() | curves),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_a_packed_study_has_the_values_of_the_single_files(
+    cells: list, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Compared with the single files' own text and tables: integers stay integers, NaN stays."""
+    single, packed = tmp_path_factory.mktemp("single"), tmp_path_factory.mktemp("packed")
+    ids = [f"c{len(cells) - number}" for number in range(len(cells))]  # descending
+    for cell_id, (metrics, curve) in zip(ids, cells, strict=True):
+        folder = store.cell_dir(single, cell_id)
+        store.write_record(folder, make_record(id=cell_id, metrics=metrics, label="\u2028\x85"))
+        if curve is not None:
+            store.write_curve(folder, curve)
+    pack(packed, single, sorted(ids))
+    found = store.read_records(packed, ids)
+    assert [stored.record.id for stored in found] == ids
+    for stored in found:
+        text = (store.cell_dir(single, stored.record.id) / "record.json").read_text()
+        assert repr(stored.record.to_dict()) == repr(json.loads(text))
+        line = int(stored.place.removeprefix("records.jsonl#L"))
+        packed_line = (packed / "records.jsonl").read_bytes().split(b"\n")[line - 1]
+        assert json.loads(packed_line) == json.loads(text)
+    together = store.read_curves(packed, ids).to_pandas()
+    apart = [store.read_curve(store.cell_dir(single, cell_id)) for cell_id in ids]
+    lengths = [len(curve) for curve in apart]
+    assert together["cell"].tolist() == np.repeat(ids, lengths).tolist()
+    for column in ("step", "tokens", "key", "train_seconds", "value"):
+        expected = [value for curve in apart for value in curve[column]]
+        assert [repr(value) for value in together[column]] == [repr(value) for value in expected]
+
+
+def test_a_cell_that_ran_again_beside_packed_records_counts(tmp_path: Path) -> None:
+    for number, cell in enumerate("ba"):
+        store.write_record(store.cell_dir(tmp_path / "s", cell), make_record(id=cell))
+        store.write_curve(store.cell_dir(tmp_path / "s", cell), [(1, 1, 0.0, "x", number)])
+    study = tmp_path / "packed"
+    pack(study, tmp_path / "s", ["a", "b"])
+    store.write_record(store.cell_dir(study, "b"), make_record(id="b", attempt=2))
+    store.write_record(store.cell_dir(study, "c"), make_record(id="c"))
+    found = store.read_records(study)
+    assert [(stored.record.id, stored.record.attempt) for stored in found] == [
+        ("a", 1),
+        ("b", 2),
+        ("c", 1),
+    ]
+    assert [stored.place for stored in found] == [
+        "records.jsonl#L1",
+        "cells/b/record.json",
+        "cells/c/record.json",
+    ]
+    assert store.read_curves(study, ["c", "b", "a"]).to_pydict()["value"] == [1.0]  # a's alone
+    assert store.read_records(study, ["absent", "c", "c"])[0].record.id == "c"
+    assert store.study_folders(tmp_path) == [study, tmp_path / "s"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda data: data[:-20], "records.jsonl line 2 is not readable JSON"),
+        (lambda data: data[:40] + b"\xff" + data[41:], "records.jsonl line 1 is not readable JSON"),
+        (lambda data: data + data, "records.jsonl line 3 holds cell a a second time"),
+        (lambda data: data + b"\n", "records.jsonl line 3 is not readable JSON"),
+        (
+            lambda data: data.replace(b'"schema_version":1', b'"schema_version":7'),
+            "schema_version 7",
+        ),
+    ],
+)
+def test_a_broken_line_is_one_sentence(
+    tmp_path: Path, damage: Callable[[bytes], bytes], words: str
+) -> None:
+    for cell in "ab":
+        store.write_record(store.cell_dir(tmp_path / "s", cell), make_record(id=cell))
+    pack(tmp_path, tmp_path / "s", [])
+    path = tmp_path / "records.jsonl"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(UserError) as caught:
+        store.read_records(tmp_path)
+    assert words in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    whole = [stored.record.id for stored in store.read_records(tmp_path, skip_broken=True)]
+    assert set(whole) <= {"a", "b"}
+
+
+def test_curves_that_are_none_are_refused(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    (tmp_path / "curves.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(UserError, match=r"curves\.parquet is not readable Parquet"):
+        store.read_curves(tmp_path, ["a"])
+    pq.write_table(pa.table({"cell": ["a"], "loss": [1.0]}), tmp_path / "curves.parquet")
+    with pytest.raises(UserError, match=r"has the columns cell, loss; expected are cell, step"):
+        store.read_curves(tmp_path, ["a"])
+
+
+def test_half_a_character_is_kept(tmp_path: Path) -> None:
+    """As in the message of an error about a file whose name is not UTF-8."""
+    record = make_record(error="no file caf\udce9")
+    store.write_record(tmp_path, record)
+    assert store.read_record(tmp_path) == record
+
+
 def test_only_answers_count_as_results() -> None:
     answers = [s for s in store.STATUSES if make_record(status=s).is_result]
     assert answers == ["done", "diverged", "oom"]
@@ -171,7 +297,7 @@ def test_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
 WRITER = """
 import sys
 from pathlib import Path
-from harness import store
+from harness.cells import store
 folder, n = Path(sys.argv[1]), 0
 while True:
     n += 1

@@ -157,8 +157,7 @@ def test_verdicts(state: float, peak: float, verdict: str) -> None:
     item = plan.estimate(config, config.optimizers[0])
     assert item.optimizer_state_bytes is not None
     assert item.peak_bytes is not None
-    values = json.loads(next(RESULTS.glob("cells/*/record.json")).read_text())
-    record = store.Record.from_dict(values)
+    record = store.read_records(RESULTS)[0].record
     record.config |= {"seq_len": 16, "micro_batch": 1, "precision": "fp32"}
     record.config["optimizer"] = {"name": "adamw", "options": {"fused": True}}
     record.config["model"] = vars(config.model)
@@ -183,8 +182,7 @@ def test_records_of_ranks_are_compared_with_the_plan_of_a_rank(
 ) -> None:
     config = tiny("optimizer=adamw")
     item = plan.estimate(config, config.optimizers[0], layout, launch["nproc"])
-    values = json.loads(next(RESULTS.glob("cells/*/record.json")).read_text())
-    record = store.Record.from_dict(values)
+    record = store.read_records(RESULTS)[0].record
     record.config |= {"seq_len": 64, "micro_batch": 1, "precision": "fp32", "launch": launch}
     record.config["optimizer"] = {"name": "adamw", "options": {"fused": True}}
     record.config["model"] = vars(config.model)

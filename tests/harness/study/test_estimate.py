@@ -18,10 +18,8 @@ from harness.study.estimate import Estimator, duration, size, total
 MakeRun = Callable[..., RunConfig]
 
 
-def finished(config: RunConfig, seconds: int, folder: Path, **metrics: Any) -> store.Record:
-    """A record of `config` that took `seconds` from start to end, and 10,000 bytes on disk."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "curve.parquet").write_bytes(bytes(10_000))
+def finished(config: RunConfig, seconds: int, **metrics: Any) -> store.Record:
+    """A record of `config` that took `seconds` from start to end."""
     return store.Record(
         id="0",
         study="elsewhere",
@@ -42,16 +40,14 @@ def finished(config: RunConfig, seconds: int, folder: Path, **metrics: Any) -> s
     )
 
 
-def test_a_pretraining_run_scales_with_parameters_and_tokens(
-    make_run: MakeRun, tmp_path: Path
-) -> None:
+def test_a_pretraining_run_scales_with_parameters_and_tokens(make_run: MakeRun) -> None:
     """12 steps of 4 x 32 tokens and 4 evaluations of 512: 4608 + 2048 = 6656 token passes.
 
     100 s = 10 s start-up + 6 s of steps + 84 s for the rest.
     """
     estimator, config = Estimator(), make_run()
     assert estimator.estimate(config) is None
-    estimator.learn(finished(config, 100, tmp_path), tmp_path)
+    estimator.learn(finished(config, 100), 10_000)
     same = estimator.estimate(config)
     assert same is not None
     assert same.seconds == pytest.approx(100)
@@ -66,11 +62,11 @@ def test_a_pretraining_run_scales_with_parameters_and_tokens(
     assert longer.seconds == pytest.approx(10 + 12 + 84 * passes / 6656)
 
 
-def test_a_memory_run_scales_steps_and_passes_apart(make_run: MakeRun, tmp_path: Path) -> None:
+def test_a_memory_run_scales_steps_and_passes_apart(make_run: MakeRun) -> None:
     """3 + 5 + 2 steps of 0.5 s, 10 s start-up, 35 s for two passes of 4 x 32 tokens."""
     task = {"kind": "memory", "warmup_optimizer_steps": 3, "timed_optimizer_steps": 5}
     estimator, config = Estimator(), make_run(task=task)
-    estimator.learn(finished(config, 50, tmp_path), tmp_path)
+    estimator.learn(finished(config, 50), 10_000)
     found = estimator.estimate(make_run(task=task, micro_batch=8))
     assert found is not None
     assert found.seconds == pytest.approx(10 + 5 + 70)
@@ -78,19 +74,17 @@ def test_a_memory_run_scales_steps_and_passes_apart(make_run: MakeRun, tmp_path:
     assert estimator.estimate(make_run()) is None  # training is another task
 
 
-def test_the_nearest_record_is_the_same_optimizer_then_the_same_study(
-    make_run: MakeRun, tmp_path: Path
-) -> None:
+def test_the_nearest_record_is_the_same_optimizer_then_the_same_study(make_run: MakeRun) -> None:
     estimator, config = Estimator(), make_run("gefen")
     for seconds, name, study in ((40, "adamw", "test"), (60, "gefen", "other")):
-        record = finished(make_run(name), seconds, tmp_path)
-        estimator.learn(dataclasses.replace(record, study=study), tmp_path)
+        record = finished(make_run(name), seconds)
+        estimator.learn(dataclasses.replace(record, study=study), 10_000)
     assert estimator.estimate(config).seconds == pytest.approx(60)  # type: ignore[union-attr]
-    record = dataclasses.replace(finished(config, 80, tmp_path), study="test")
-    estimator.learn(record, tmp_path)
+    record = dataclasses.replace(finished(config, 80), study="test")
+    estimator.learn(record, 10_000)
     assert estimator.estimate(config).seconds == pytest.approx(80)  # type: ignore[union-attr]
-    failed = dataclasses.replace(finished(config, 20, tmp_path), study="test", status="oom")
-    estimator.learn(failed, tmp_path)
+    failed = dataclasses.replace(finished(config, 20), study="test", status="oom")
+    estimator.learn(failed, 10_000)
     assert estimator.estimate(config).seconds == pytest.approx(80)  # type: ignore[union-attr]
 
 
@@ -104,6 +98,26 @@ def test_parameters_are_counted_closely_enough(name: str) -> None:
     assert estimate == pytest.approx(counted, rel=0.03)
 
 
+def test_both_forms_of_a_study_estimate_and_a_torn_record_does_not(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    """In `runs` the one cell's own files; packed, a share of the two files for each record."""
+    config, runs, packed = make_run(), tmp_path / "runs", tmp_path / "packed"
+    record = finished(config, 100)
+    store.write_record(store.cell_dir(runs, "0"), record)
+    torn = store.cell_dir(runs, "1") / store.RECORD_FILE
+    store.write_bytes_atomic(torn, b'{"id": ')
+    records = [record, dataclasses.replace(record, id="1", status="oom")]
+    store.write_packed(packed, records, store.read_curves(packed, []))
+    single = Estimator([runs]).estimate(config)
+    assert single is not None
+    assert single.disk_bytes == (runs / "cells" / "0" / "record.json").stat().st_size
+    shared = Estimator([packed]).estimate(config)
+    assert shared is not None
+    assert shared.seconds == single.seconds == pytest.approx(100)
+    assert shared.disk_bytes == (packed / "records.jsonl").stat().st_size // 2
+
+
 def test_published_records_estimate_themselves() -> None:
     """Every record's own cell, estimated from all records: within its group's spread."""
     folder = configs_dir().parent / "results" / "reproduce_full"
@@ -113,16 +127,14 @@ def test_published_records_estimate_themselves() -> None:
         values = {k: v for k, v in record.config.items() if k != "tracker"}
         config = from_dict(RunConfig, {**values, "study": {"name": "reproduce_full"}})
         found = estimator.estimate(config)
-        taken = estimates._known(record, store.cell_dir(folder, record.id))
+        taken = estimates._known(record, 0)
         assert found is not None
         assert taken is not None
         own = taken.startup_seconds + taken.step_seconds + taken.other_seconds
         assert found.seconds == pytest.approx(own, abs=0.5)  # provenance keeps whole seconds
 
 
-def test_a_record_that_comes_in_meanwhile_does_not_take_an_answer_away(
-    make_run: MakeRun, tmp_path: Path
-) -> None:
+def test_a_record_that_comes_in_meanwhile_does_not_take_an_answer_away(make_run: MakeRun) -> None:
     """The live table asks in a thread of its own; what it asks for is learned anew just then."""
     config = make_run()
     estimator = Estimator()
@@ -130,7 +142,7 @@ def test_a_record_that_comes_in_meanwhile_does_not_take_an_answer_away(
     class Emptied(dict[str, Any]):
         def __setitem__(self, key: str, value: Any) -> None:
             super().__setitem__(key, value)
-            estimator.learn(finished(config, 30, tmp_path), tmp_path)
+            estimator.learn(finished(config, 30), 10_000)
 
     estimator._answers = Emptied()
     assert estimator.estimate(config) is None

@@ -93,9 +93,12 @@ def judged(published: Path) -> Path:
 
 
 def record_of(folder: Path, path: str) -> Cell:
-    """The JSON value that a `record` of cells.csv points to (a file, or FILE#POINTER)."""
+    """The JSON value that a `record` of cells.csv points to: FILE, FILE#LINE or FILE#POINTER."""
     name, _, pointer = path.partition("#")
-    value = json.loads((folder / name).read_text())
+    text = (folder / name).read_text()
+    if pointer.startswith("L"):
+        return json.loads(text.split("\n")[int(pointer[1:]) - 1])
+    value = json.loads(text)
     for key in pointer.split("/")[1:]:
         value = value[int(key)] if isinstance(value, list) else value[key]
     return value
@@ -376,7 +379,7 @@ def test_the_published_records_are_judged(tmp_path: Path) -> None:
     counted = {
         (cell["config"]["model"]["name"], cell["config"]["precision"], name_of(cell)): cell
         for cell in (
-            record_of(folder, path) for path in rows["record"] if path.endswith("record.json")
+            record_of(folder, path) for path in rows["record"] if "/records.jsonl#L" in path
         )
         if cell["id"] in state["cells"].split()
     }

@@ -15,10 +15,10 @@ from reports.tables.plans import plans, plans_view
 Make = Callable[..., store.Record]
 
 
-def comparison(folder: str, optimizer: str, peak: int, planned: int | None) -> Comparison:
+def comparison(cell: str, optimizer: str, peak: int, planned: int | None) -> Comparison:
     error = None if planned is None else (planned - peak) / peak
     place = ("gpt2_124m", "fp32", "cpu", 128)
-    return Comparison(folder, optimizer, *place, 10**6, 10**6, 0.0, peak, planned, error)
+    return Comparison(cell, "s", optimizer, *place, 10**6, 10**6, 0.0, peak, planned, error)
 
 
 @pytest.fixture
@@ -27,9 +27,9 @@ def study(memory_cell: Make, write_study: Callable[..., Path], tmp_path: Path) -
     records = [memory_cell("adamw"), memory_cell("gefen")]
     root = write_study(tmp_path / "runs/s", records, claims=[])
     items = [
-        comparison(f"s/cells/{records[0].id}", "adamw", 2 * 10**9, 16 * 10**8),
-        comparison(f"s/cells/{records[1].id}", "gefen", 2 * 10**9, None),
-        comparison("s/cells/0000", "lion", 10**9, 10**9),
+        comparison(records[0].id, "adamw", 2 * 10**9, 16 * 10**8),
+        comparison(records[1].id, "gefen", 2 * 10**9, None),
+        comparison("0000", "lion", 10**9, 10**9),
     ]
     assert save(items, root.parent) == [root / "plan.json"]
     return root
