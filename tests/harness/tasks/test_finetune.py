@@ -170,7 +170,7 @@ def check_samples(
     [
         (
             {},
-            "text_files, which holds texts; choose task=memory or task=pretrain, or data that holds pairs",
+            "holds texts; choose task=memory or task=pretrain, or data that holds pairs",
         ),
         ({"data": pairs_of(Path("x"))}, "model.path=null of model gpt2_tiny leaves"),
         (
