@@ -38,6 +38,8 @@ class OptimizerEntry:
             settings where it is not.
         shards: whether it steps parameters that FSDP2 has cut (DTensors) as it steps whole ones,
             with these settings; None where it does not, or nobody has checked.
+        checkpoint_classes: what its state holds beside tensors and plain values, as
+            "module.Class": a checkpoint may hold these and nothing else.
         prepare: builds what is compiled once a machine and returns the seconds that took; None
             where nothing is.
         instrument: whether it breaks a promise on purpose to test the harness: it is found by its
@@ -62,3 +64,4 @@ class OptimizerEntry:
     preload: Callable[[OptimizerConfig], None] | None = None
     shards: Callable[[OptimizerConfig], bool] | None = None
     instrument: bool = False
+    checkpoint_classes: tuple[str, ...] = ()

@@ -5,8 +5,8 @@ arXiv 2403.03507. Embeddings, the head, biases and norms keep plain Adam with de
 in the authors' training script. Every `update_proj_gap` steps a singular value decomposition of
 each hidden matrix's gradient renews the projection: those steps are slow.
 
-`state_dict()` holds one projector object for each hidden matrix, so a checkpoint has to be read
-with `torch.load(..., weights_only=False)`.
+`state_dict()` holds one projector object for each hidden matrix, which `torch.load` has to be
+allowed (`checkpoint_classes`).
 """
 
 import math
@@ -121,6 +121,7 @@ ENTRY = OptimizerEntry(
     summary="Adam in a low-rank projection of hidden matrices' gradients; plain Adam elsewhere.",
     needs="pytorch_optimizer",
     imports=("pytorch_optimizer",),
+    checkpoint_classes=("pytorch_optimizer.optimizer.utils.galore.GaLoreProjector",),
     options=frozenset({"rank", "foreach", *_PROJECTION}),
     build=_build,
     state_bytes=projected_bytes,

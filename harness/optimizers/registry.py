@@ -119,6 +119,12 @@ def shards(config: OptimizerConfig) -> bool:
     return answer is not None and answer(config)
 
 
+def checkpoint_classes(config: OptimizerConfig) -> list[type]:
+    """The classes that a checkpoint of it may hold beside tensors and plain values."""
+    paths = (name.rpartition(".") for name in find(config.name).checkpoint_classes)
+    return [getattr(importlib.import_module(module), name) for module, _, name in paths]
+
+
 def prepare(config: OptimizerConfig) -> float:
     """Build what the optimizer compiles once a machine; the seconds that took, 0 for nothing."""
     build = find(config.name).prepare

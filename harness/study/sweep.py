@@ -85,6 +85,7 @@ class Sweep:
         self._known = Known([], False, 0, [])
         self._todo: dict[str, Cell] = {}  # known cells without a result
         self._running: dict[str, tuple[str, float]] = {}  # line in a log, share that is done
+        self._warned: set[tuple[str, str]] = set()
         self._ran = 0
         self._started = time.monotonic()
 
@@ -162,6 +163,10 @@ class Sweep:
         head = self._running[cell.id][0]
         if "steps" in values:
             self._running[cell.id] = head, values["step"] / max(1, values["steps"])
+        warning = values.get("warning")
+        if warning is not None and (cell.id, warning) not in self._warned:
+            self._warned.add((cell.id, warning))  # a worker elsewhere tells what it told before
+            self._view.line(f"{_name(cell)}: {warning}")
         self._view.update(cell.id, head, _name(cell), values)
 
     def _limit_reached(self) -> str | None:

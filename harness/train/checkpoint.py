@@ -1,12 +1,24 @@
-"""The checkpoint of a training run: written whole or not at all, continued exactly."""
+"""The checkpoint of a training run: written whole or not at all, continued exactly.
 
+It is tensors, plain values and the few classes that the optimizer's file names, and is read as
+that: a folder on a shared disk, or one that `launch.resume_from` names, can hold a file that runs
+code when it is unpickled.
+"""
+
+import contextlib
 import os
+import pickle
+import re
+import sys
+import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from harness import optimizers
 from harness.cells.identity import run_id
 from harness.cells.store import CHECKPOINT_FILE
 from harness.errors import UserError
@@ -43,15 +55,18 @@ class Progress:
 
 
 def save(setup: Setup, progress: Progress, watch: LossWatch) -> None:
-    """Write `checkpoint.pt` into the cell's folder, atomically."""
-    ranks, path = setup.ranks, setup.directory / CHECKPOINT_FILE
+    """Write `checkpoint.pt` into the cell's folder, atomically.
+
+    Where it cannot be written (the disk is full, say) the one before stays, training goes on, and
+    the log, the live view and the record's `checkpoint_error` say so.
+    """
+    ranks = setup.ranks
     # Whole whatever the ranks, so that any number of them continues it; all take part in this.
     weights = model_state(setup.model, ranks)
     optimizer = optimizer_state(setup.model, setup.optimizer, ranks)
-    progresses = ranks.gather(progress)
+    progresses = ranks.gather(vars(progress))
     if ranks.index > 0:
         return
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
     state = {
         "id": setup.job["id"],
         "run": run_id(setup.config, setup.job["data_hash"], setup.job["code_hash"]),
@@ -61,11 +76,44 @@ def save(setup: Setup, progress: Progress, watch: LossWatch) -> None:
         "watch": watch.state_dict(),
         "random": torch.get_rng_state(),
     }
-    with temporary.open("wb") as handle:
-        torch.save(state, handle)
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(temporary, path)
+    with _failing_aloud(setup, progress.step):
+        _write(state, setup.directory / CHECKPOINT_FILE)
+
+
+def _write(state: dict[str, Any], path: Path) -> None:
+    """Under a temporary name first; nothing of it stays where writing fails."""
+    for left_by_a_killed_one in path.parent.glob(f"{path.stem}.*.tmp"):
+        left_by_a_killed_one.unlink(missing_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as handle:
+            torch.save(state, handle)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _failing_aloud(setup: Setup, step: int) -> Iterator[None]:
+    """An error of the file system becomes a sentence; any other error is one."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        # torch's writer wraps what the file system said.
+        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+            raise
+        cause = error if isinstance(error, OSError) else error.__context__ or error
+        reason = getattr(cause, "strerror", None) or str(cause).splitlines()[0]
+        told = (
+            f"The checkpoint of step {step} was not written to {setup.directory} ({reason}); "
+            "training goes on without it."
+        )
+        setup.facts.add(checkpoint_error=told)
+        setup.report(warning=told)
+        with contextlib.suppress(OSError):  # the log may lie on the same full disk
+            print(told, file=sys.stderr, flush=True)
 
 
 def _read(setup: Setup) -> dict[str, Any] | None:
@@ -74,11 +122,7 @@ def _read(setup: Setup) -> dict[str, Any] | None:
     if not path.exists() and other is not None:
         path = Path(other) / CHECKPOINT_FILE
     try:
-        # Our own file of this run; it holds plain Python objects beside tensors. Shards are cut
-        # from whole tensors, which need not all be on the device, nor in memory once a rank.
-        cut = setup.ranks.sharded
-        place = "cpu" if cut else setup.device
-        state: dict[str, Any] = torch.load(path, place, weights_only=False, mmap=cut)
+        state = _loaded(path, setup)
     except FileNotFoundError:
         if other is not None:
             raise UserError(
@@ -93,6 +137,37 @@ def _read(setup: Setup) -> dict[str, Any] | None:
     return None
 
 
+def _loaded(path: Path, setup: Setup) -> dict[str, Any]:
+    """The content of a checkpoint; nothing in the file is run.
+
+    Raises UserError for a file that is none, or that holds other objects than `save` writes.
+    """
+    path.stat()  # FileNotFoundError where there is none
+    if not zipfile.is_zipfile(path):
+        raise UserError(f"{path} is damaged, or no checkpoint; it was not read.")
+    # Shards are cut from whole tensors, which need not all be on the device, nor in memory once a
+    # rank.
+    cut = setup.ranks.sharded
+    allowed: list[Any] = [*optimizers.checkpoint_classes(setup.config.optimizer)]
+    try:
+        with torch.serialization.safe_globals(allowed):
+            state = torch.load(path, "cpu" if cut else setup.device, weights_only=True, mmap=cut)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"an object ({named[1]})" if named else "something"
+        raise UserError(
+            f"{path} holds {what} that no checkpoint of this run has; it was not read."
+        ) from None
+    except RuntimeError as error:
+        if "PytorchStreamReader" not in str(error):
+            raise
+        raise UserError(f"{path} is damaged, or no checkpoint; it was not read.") from None
+    keys = {"id", "run", "model", "optimizer", "progress", "watch", "random"}
+    if not isinstance(state, dict) or not keys <= set(state):
+        raise UserError(f"{path} is no checkpoint of a cell; it was not read.")
+    return state
+
+
 def load(setup: Setup, watch: LossWatch) -> Progress:
     """Continue from the checkpoint of an earlier attempt at this very cell, if there is one.
 
@@ -101,7 +176,7 @@ def load(setup: Setup, watch: LossWatch) -> Progress:
     found different steps.
     """
     ranks, state = setup.ranks, _read(setup)
-    steps = ranks.gather(None if state is None else state["progress"][0].step)
+    steps = ranks.gather(None if state is None else state["progress"][0]["step"])
     if len(set(steps)) > 1:  # it was written, or deleted, while they read it
         raise RuntimeError(f"The ranks found checkpoints of different steps: {steps}.")
     if state is None:
@@ -110,13 +185,13 @@ def load(setup: Setup, watch: LossWatch) -> Progress:
     load_optimizer_state(setup.model, setup.optimizer, state["optimizer"], ranks)
     watch.load_state_dict(state["watch"])
     torch.set_rng_state(state["random"].cpu())
-    progress: Progress = state["progress"][0]
+    progress = Progress(**state["progress"][0])
     if state["id"] == setup.job["id"]:
-        progress = state["progress"][ranks.index]
+        progress = Progress(**state["progress"][ranks.index])
     else:
         progress.peaks, progress.reserved = {}, {}
         # One rank goes on with what all cards of the earlier ones took: the sum is recorded.
-        earlier = [part.energy_joules for part in state["progress"]]
+        earlier = [part["energy_joules"] for part in state["progress"]]
         known = [joules for joules in earlier if joules is not None]
         whole = sum(known) if len(known) == len(earlier) else None
         progress.energy_joules = 0.0 if ranks.index and whole is not None else whole

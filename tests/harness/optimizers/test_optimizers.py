@@ -194,7 +194,8 @@ def test_resume_from_a_checkpoint_is_exact(name: str, dtype: torch.dtype) -> Non
     losses = train(model, optimizer, 6, 14)
 
     file.seek(0)
-    saved = torch.load(file, weights_only=False)
+    with torch.serialization.safe_globals(optimizers.checkpoint_classes(config)):
+        saved = torch.load(file, weights_only=True)
     fresh = built(shape, dtype, seed=1)
     fresh.load_state_dict(saved["model"])
     resumed = optimizers.build_optimizer(fresh, config)

@@ -141,7 +141,8 @@ def test_the_published_package_trains_and_resumes(name: str) -> None:
     torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, file)
     losses = train(model, optimizer.step, optimizer, range(20, 25))
     file.seek(0)
-    saved = torch.load(file, weights_only=False)
+    with torch.serialization.safe_globals(optimizers.checkpoint_classes(config)):
+        saved = torch.load(file, weights_only=True)
     fresh.load_state_dict(saved["model"])
     resumed = optimizers.build_optimizer(fresh, config)
     resumed.load_state_dict(saved["optimizer"])
