@@ -1,32 +1,57 @@
 """What a cell is: its content-addressed identity, its label, its folder, and whether it is done."""
 
 import hashlib
-import importlib.metadata
 import json
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from harness.cells import provenance, store
 from harness.config import RunConfig, from_dict, to_dict
 from harness.errors import UserError
-from harness.models.files import fingerprint
 
 COMPUTED = ("nproc", "strategy", "resume_from")  # what of `launch` changes a result
 # Where a run writes, what mirrors it and who started it do not change what it computes.
-NOT_IDENTITY = ("root", "cache", "tracker", "launch", "study", "part", "seed")
+NOT_IDENTITY = ("root", "cache", "tracker", "launch", "study", "part", "seed", "task")
+# Names for what the settings already say; the data hash stands for texts and tokenizer, and the
+# fingerprint of the weights for where they lie.
+NAMES = {
+    "optimizer": ("variant",),
+    "model": ("name", "path"),
+    "data": ("name", "path", "tokenizer"),
+}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a cell's numbers rest on beside its settings, as it was when the cell was planned.
+
+    `data` is the hash of the prepared data; `code` holds fingerprints by part: core (the run and
+    its task), data, model and optimizer; `files` are stamps of all these files
+    (`harness.cells.code`); `libraries` are versions; `weights` is the fingerprint of `model.path`.
+    """
+
+    data: str
+    code: dict[str, str]
+    libraries: dict[str, str]
+    weights: str | None = None
+    files: dict[str, str] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One planned run with everything that its identity rests on."""
+    """One planned run with everything that its identity rests on.
+
+    `run` is the identity of what it computes: as `id`, but equal on other numbers of processes.
+    """
 
     id: str
+    run: str
     label: str
     config: RunConfig
-    data_hash: str
-    code_hash: str
+    origin: Origin
 
     @property
     def study_dir(self) -> Path:
@@ -55,31 +80,28 @@ def computed(launch: dict[str, Any]) -> dict[str, Any]:
     return {} if found["nproc"] == 1 and found["resume_from"] is None else found
 
 
-def cell_id(config: RunConfig, data_hash: str, code_hash: str) -> str:
-    """16 hex digits of SHA-256 over the resolved configuration, the data and the code."""
+def identify(config: RunConfig, origin: Origin, reads: Collection[str]) -> Cell:
+    """The cell of a resolved configuration; `reads` are the keys of TaskConfig that its task reads.
+
+    Ids are 16 hex digits of SHA-256 over the settings, the data, the code and the libraries.
+    """
     launch = computed(to_dict(config.launch))
-    return _digest(config, {"launch": launch} if launch else {}, data_hash, code_hash)
+    name = _digest(config, {"launch": launch} if launch else {}, origin, reads)
+    together = replace(config, micro_batch=config.micro_batch * config.launch.nproc)
+    return Cell(name, _digest(together, {}, origin, reads), label(config), config, origin)
 
 
-def run_id(config: RunConfig, data_hash: str, code_hash: str) -> str:
-    """As `cell_id`, but equal for cells that compute the same on other processes."""
-    together = config.micro_batch * config.launch.nproc
-    return _digest(replace(config, micro_batch=together), {}, data_hash, code_hash)
-
-
-def _digest(config: RunConfig, more: dict[str, Any], data_hash: str, code_hash: str) -> str:
+def _digest(config: RunConfig, more: dict[str, Any], origin: Origin, reads: Collection[str]) -> str:
     identity: dict[str, Any] = to_dict(config)
+    task = {key: value for key, value in identity["task"].items() if key in reads}
     for key in NOT_IDENTITY:
         identity.pop(key)
-    identity |= more
-    identity["optimizer"].pop("variant")  # a name for what the settings already say
-    # The data hash stands for the texts and the tokenizer, wherever they lie.
-    for key in ("path", "tokenizer"):
-        identity["data"].pop(key)
-    if config.model.path is not None:
-        identity["model"]["path"] = fingerprint(config.model.path)
-    identity["torch"] = importlib.metadata.version("torch").partition("+")[0]
-    text = json.dumps([identity, data_hash, code_hash], sort_keys=True)
+    for group, keys in NAMES.items():
+        for key in keys:
+            identity[group].pop(key)
+    identity |= {"task": {"kind": config.task.kind, **task}, **more}
+    rest = [origin.data, origin.code, origin.libraries, origin.weights]
+    text = json.dumps([identity, *rest], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -111,21 +133,37 @@ def cache_dir(config: RunConfig) -> Path:
 def job(cell: Cell, attempt: int, command: str) -> dict[str, Any]:
     """The description of one attempt that the worker process reads."""
     return {
-        "id": cell.id,
-        "label": cell.label,
+        **planned(cell),
         "attempt": attempt,
         "command": command,
-        "data_hash": cell.data_hash,
-        "code_hash": cell.code_hash,
         "cache": str(cache_dir(cell.config)),
+    }
+
+
+def planned(cell: Cell) -> dict[str, Any]:
+    """A cell as plain containers; `from_planned` brings it back in another process."""
+    return {
+        "id": cell.id,
+        "run": cell.run,
+        "label": cell.label,
+        "origin": asdict(cell.origin),
         "config": to_dict(cell.config),
     }
+
+
+def from_planned(values: dict[str, Any]) -> Cell:
+    """The cell of `planned`, or of a job."""
+    origin = Origin(**values["origin"])
+    return Cell(values["id"], values["run"], values["label"], job_config(values), origin)
 
 
 def blank_record(job: dict[str, Any], device: str) -> store.Record:
     """A record with identity and provenance, before anything was measured."""
     config = {k: v for k, v in job["config"].items() if k not in ("launch", "root", "cache")}
     launch = computed(job["config"]["launch"])
+    origin = Origin(**job["origin"])
+    found = provenance.collect(job["command"], device, origin.data, origin.code["core"])
+    parts = {part: mark for part, mark in origin.code.items() if part != "core"}
     return store.Record(
         id=job["id"],
         study=config.pop("study")["name"],
@@ -135,7 +173,7 @@ def blank_record(job: dict[str, Any], device: str) -> store.Record:
         attempt=job["attempt"],
         error=None,
         config={**config, **({"launch": launch} if launch else {})},
-        provenance=provenance.collect(job["command"], device, job["data_hash"], job["code_hash"]),
+        provenance={**found, "code": parts, "libraries": origin.libraries},
         metrics={},
     )
 

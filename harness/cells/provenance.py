@@ -3,7 +3,6 @@
 import datetime
 import hashlib
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import subprocess
@@ -11,8 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-CODE_PACKAGES = ("gefen", "harness")
-CONSTRAINTS_FILE = "constraints.txt"
+from harness.cells.code import Tree, project_root
+
 PACKAGES = (
     "accelerate",
     "bitsandbytes",
@@ -40,46 +39,11 @@ def utc_now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def project_root() -> Path:
-    """The folder that holds the package `harness`."""
-    return Path(__file__).resolve().parents[2]
-
-
-def _package_folder(name: str, root: Path) -> Path | None:
-    """The folder of a package beside `harness`, or wherever it is installed."""
-    beside = root / name
-    if beside.is_dir():
-        return beside
-    spec = importlib.util.find_spec(name)
-    locations = list(spec.submodule_search_locations or []) if spec else []
-    return Path(locations[0]) if locations else None
-
-
-def code_files(root: Path | None = None) -> dict[str, Path]:
-    """Files that decide a result, by relative path: gefen/**.py, harness/**.py, constraints.txt."""
-    root = root or project_root()
-    files: dict[str, Path] = {}
-    for name in CODE_PACKAGES:
-        folder = _package_folder(name, root)
-        if folder is None:
-            continue
-        for path in folder.rglob("*.py"):
-            files[f"{name}/{path.relative_to(folder).as_posix()}"] = path
-    constraints = root / CONSTRAINTS_FILE
-    if constraints.is_file():
-        files[CONSTRAINTS_FILE] = constraints
-    return dict(sorted(files.items()))
-
-
 def code_hash(root: Path | None = None) -> str:
-    """SHA-256 (hex) over the sorted relative paths and bytes of `code_files`."""
-    digest = hashlib.sha256()
-    for name, path in code_files(root).items():
-        content = path.read_bytes()
-        # Lengths are part of the digest, so that no two file trees share one byte stream.
-        digest.update(f"{len(name)}:{name}:{len(content)}:".encode())
-        digest.update(content)
-    return digest.hexdigest()
+    """SHA-256 (hex) over the names and bytes of all code here, for tools that run no cells."""
+    tree = Tree(root)
+    listed = sorted((file, tree.read(file).raw) for file in tree.everything())
+    return hashlib.sha256(repr(listed).encode()).hexdigest()
 
 
 def _git(root: Path, *arguments: str) -> str | None:

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.cells import store
-from harness.cells.identity import Cell
-from harness.config import RunConfig, from_dict, to_dict
+from harness.cells.identity import Cell, from_planned, planned
 from harness.errors import UserError
 from harness.launch import launcher
 
@@ -38,11 +37,7 @@ def write_plan(
     gives each job its own, or none is there.
     """
     plan = {
-        "id": cell.id,
-        "label": cell.label,
-        "config": to_dict(cell.config),
-        "data_hash": cell.data_hash,
-        "code_hash": cell.code_hash,
+        **planned(cell),
         "command": command,
         "folder": os.getcwd(),
         "deadline": deadline,
@@ -87,13 +82,7 @@ def _run(plan: dict[str, Any], folder: Path, launch: Launch) -> None:
     progress = _Progress(folder / PROGRESS_FILE)
     progress({"phase": "starting"})  # from here on the cell is in this worker's hands
     os.chdir(plan["folder"])  # `root` and data may be relative to where the command was given
-    cell = Cell(
-        plan["id"],
-        plan["label"],
-        from_dict(RunConfig, plan["config"]),
-        plan["data_hash"],
-        plan["code_hash"],
-    )
+    cell = from_planned(plan)
     started = time.monotonic()
     try:
         record = launch(cell, plan["command"], progress, stop.exists)

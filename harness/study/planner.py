@@ -1,19 +1,19 @@
 """Plans cells: every check of a configuration, what defaults leave open, and its identity."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from harness import data, models, optimizers
-from harness.cells import provenance, store
-from harness.cells.identity import Cell, cache_dir, cell_id, job_config, label, run_id
+from harness import data, models, optimizers, tasks
+from harness.cells import store
+from harness.cells.identity import Cell, cache_dir, identify
 from harness.cells.lock import is_locked
 from harness.cells.store import CHECKPOINT_FILE
-from harness.config import DataConfig, LaunchConfig, RunConfig, to_dict, validate
+from harness.config import DataConfig, LaunchConfig, RunConfig, validate
 from harness.errors import UserError
 from harness.models import inputs
 from harness.models.files import check_length
+from harness.study.origins import Origins
 
 
 class Workers(Protocol):
@@ -27,17 +27,23 @@ class Workers(Protocol):
 
 
 class Planner:
-    """Turns configurations into cells; the code's hash is taken once, data is prepared once.
+    """Turns configurations into cells; each file's fingerprint is taken once, data prepared once.
 
     A command plans all of its cells with one planner, so that code changed in between is noticed
-    by the workers instead of giving a study cells of two versions. `workers` are those of the
-    engine that will run the cells, None where this process will.
+    instead of giving a study cells of two versions. `workers` are those of the engine that will
+    run the cells, None where this process will; `root` is the folder of the code.
     """
 
-    def __init__(self, progress: bool = True, workers: Workers | None = None) -> None:
+    def __init__(
+        self,
+        progress: bool = True,
+        workers: Workers | None = None,
+        root: Path | None = None,
+    ) -> None:
         self.progress, self._workers = progress, workers
-        self.code_hash = provenance.code_hash()
+        self._origins = Origins(root)
         self._data_hashes: dict[str, str] = {}
+        self._checked: set[str] = set()
 
     def cells(self, configs: list[RunConfig]) -> list[Cell]:
         """One cell for each configuration; equal configurations give equal ids.
@@ -46,26 +52,34 @@ class Planner:
         """
         configs = [with_model_tokenizer(config) for config in configs]
         for config in configs:
-            validate(config)
-            optimizers.check(config.optimizer)
-            check_device(config, self._workers)
-            _check_shards(config)
-            models.check(config.model)
-            check_length(config.model.path, config.seq_len)
-            data.check(config.data, cache_dir(config) / "data")
+            self._check(config)
         here = self._workers is None or self._workers.shares_machine
         cells = [self._cell(resolve(config, here)) for config in configs]
         for cell in cells:
             _check_resume(cell)
         return cells
 
+    def _check(self, config: RunConfig) -> None:
+        """Every check; those of builders once for all configurations that they see alike."""
+        validate(config)
+        groups = [config.optimizer, config.model, config.data, config.launch]
+        key = repr([*groups, config.device, config.seq_len, config.cache])
+        if key in self._checked:
+            return
+        optimizers.check(config.optimizer)
+        check_device(config, self._workers)
+        _check_shards(config)
+        models.check(config.model)
+        check_length(config.model.path, config.seq_len)
+        data.check(config.data, cache_dir(config) / "data")
+        self._checked.add(key)
+
     def _cell(self, config: RunConfig) -> Cell:
-        digest = self._data_hash(config.data, cache_dir(config))
-        name = cell_id(config, digest, self.code_hash)
-        return Cell(name, label(config), config, digest, self.code_hash)
+        origin = self._origins.of(config, self._data_hash(config.data, cache_dir(config)))
+        return identify(config, origin, tasks.reads(config.task.kind))
 
     def _data_hash(self, config: DataConfig, cache: Path) -> str:
-        key = json.dumps(to_dict(config), sort_keys=True)
+        key = repr(config)
         if key not in self._data_hashes:
             prepared = data.load(config, cache / "data", progress=self.progress)
             self._data_hashes[key] = prepared.hash
@@ -189,9 +203,7 @@ def _check_resume(cell: Cell) -> None:
             f"{told} holds no {CHECKPOINT_FILE}; name the folder of an unfinished cell."
         )
     job = store.read_json(folder / "job.json")
-    if run_id(job_config(job), job["data_hash"], job["code_hash"]) != run_id(
-        cell.config, cell.data_hash, cell.code_hash
-    ):
+    if job.get("run") != cell.run:
         raise UserError(
             f"{told} is another run: all but launch.nproc, launch.strategy and micro_batch must be "
             "equal, and so must launch.nproc x micro_batch."

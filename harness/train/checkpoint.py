@@ -19,7 +19,6 @@ from typing import Any
 import torch
 
 from harness import optimizers
-from harness.cells.identity import run_id
 from harness.cells.store import CHECKPOINT_FILE
 from harness.errors import UserError
 from harness.meters.stability import LossWatch
@@ -69,7 +68,7 @@ def save(setup: Setup, progress: Progress, watch: LossWatch) -> None:
         return
     state = {
         "id": setup.job["id"],
-        "run": run_id(setup.config, setup.job["data_hash"], setup.job["code_hash"]),
+        "run": setup.job["run"],
         "model": weights,
         "optimizer": optimizer,
         "progress": progresses,
@@ -129,8 +128,7 @@ def _read(setup: Setup) -> dict[str, Any] | None:
                 f"launch.resume_from={other} holds no {CHECKPOINT_FILE} any more."
             ) from None
         return None
-    run = run_id(setup.config, setup.job["data_hash"], setup.job["code_hash"])
-    if state["id"] == setup.job["id"] or (other is not None and state["run"] == run):
+    if state["id"] == setup.job["id"] or (other is not None and state["run"] == setup.job["run"]):
         return state
     if other is not None:
         raise UserError(f"{path} of launch.resume_from={other} is that of another run.")

@@ -15,11 +15,11 @@ from typing import Any
 
 from harness import tasks
 from harness.cells import store
+from harness.cells.code import check_code
 from harness.cells.identity import blank_record, job_config
 from harness.cells.messages import FACTS_MARK, PROGRESS_MARK
-from harness.cells.provenance import code_hash, utc_now
+from harness.cells.provenance import utc_now
 from harness.config import RunConfig, TrackerConfig
-from harness.errors import UserError
 from harness.meters.limits import lift
 from harness.trackers import RunInfo, Tracker, make_tracker
 from harness.train.facts import Facts
@@ -127,8 +127,7 @@ def die_with_parent(parent: int) -> None:
 def _run_task(
     config: RunConfig, job: dict[str, Any], directory: Path, tracker: Tracker, facts: Facts
 ) -> Any:
-    if code_hash() != job["code_hash"]:
-        raise UserError("The code changed after the run was planned; start the command again.")
+    check_code(job["origin"]["files"])
     # Imported here: a broken import must end as a recorded crash too.
     from harness.train.distributed.ranks import check_agreement, rank_metrics
     from harness.train.save_model import save_model

@@ -1,0 +1,94 @@
+"""What a planned cell's numbers rest on: the code, libraries and weights that it will use."""
+
+import functools
+import importlib.metadata
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from harness import optimizers
+from harness.cells.code import PACKAGES, Tree
+from harness.cells.identity import Origin
+from harness.config import RunConfig
+from harness.models.files import GGUF, fingerprint
+
+LIBRARIES = ("torch", "transformers", "accelerate", "numpy")
+
+
+class Origins:
+    """Answers for the cells of one command; each combination of parts is looked at once.
+
+    `root` is the folder of the code, by default this very one.
+    """
+
+    def __init__(self, root: Path | None = None) -> None:
+        self._tree = Tree(root)
+        self._known: dict[tuple[str, str, str], Origin] = {}
+        self._weights: dict[str, str] = {}
+
+    def of(self, config: RunConfig, data_hash: str) -> Origin:
+        """The origin of a resolved configuration whose prepared data has this hash."""
+        key = (config.task.kind, config.optimizer.name, data_hash)
+        if key not in self._known:
+            self._known[key] = self._code(config, data_hash)
+        found, model = self._known[key], config.model
+        named = ["peft"] * (model.lora_rank is not None)
+        named += ["gguf"] * (model.path or "").endswith(GGUF)
+        return replace(
+            found,
+            libraries=found.libraries | versions(named),
+            weights=None if model.path is None else self._fingerprint(model.path),
+        )
+
+    def _code(self, config: RunConfig, data_hash: str) -> Origin:
+        tree, entry = self._tree, optimizers.find(config.optimizer.name)
+        each = {**optimizers.entries(), **optimizers.instruments()}.values()
+        found_by_name = {entry.build.__module__ for entry in each}
+        roots = ["harness.worker.main", f"harness.tasks.{config.task.kind}"]
+        core = tree.closure(roots, found_by_name)
+        parts = {
+            "core": core,
+            "optimizer": tree.closure([entry.build.__module__], found_by_name) - core,
+        }
+        used = {
+            *tree.libraries(parts["optimizer"]),
+            *(name.split(".")[0] for name in entry.imports),
+        }
+        files = sorted(file for part in parts.values() for file in part)
+        return Origin(
+            data=data_hash,
+            code={part: tree.fingerprint(listed) for part, listed in parts.items()},
+            libraries=versions(used.union(LIBRARIES) - set(PACKAGES)),
+            files={file: tree.read(file).stamp for file in files},
+        )
+
+    def _fingerprint(self, path: str) -> str:
+        if path not in self._weights:
+            self._weights[path] = fingerprint(path)
+        return self._weights[path]
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Versions of installed distributions by the names that they are imported by.
+
+    Build tags ("+cpu", "+cu130") are left out, and so is what torch itself comes with.
+    """
+    found = {}
+    for name in sorted(set(packages) - {"triton"}):
+        version = _version(name)
+        if version is not None:
+            found[name] = version.partition("+")[0]
+    return found
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        distributions = _distributions().get(name)
+        return importlib.metadata.version(distributions[0]) if distributions else None
+
+
+@functools.cache
+def _distributions() -> dict[str, list[str]]:
+    return dict(importlib.metadata.packages_distributions())
