@@ -10,6 +10,7 @@ from harness import optimizers
 from harness.cells.code import PACKAGES, Tree
 from harness.cells.identity import Origin
 from harness.config import RunConfig
+from harness.data import sources
 from harness.models.files import GGUF, fingerprint
 
 LIBRARIES = ("torch", "transformers", "accelerate", "numpy")
@@ -23,43 +24,47 @@ class Origins:
 
     def __init__(self, root: Path | None = None) -> None:
         self._tree = Tree(root)
-        self._known: dict[tuple[str, str, str], Origin] = {}
+        self._known: dict[tuple[str, ...], Origin] = {}
         self._weights: dict[str, str] = {}
 
     def of(self, config: RunConfig, data_hash: str) -> Origin:
         """The origin of a resolved configuration whose prepared data has this hash."""
-        key = (config.task.kind, config.optimizer.name, data_hash)
+        model = config.model
+        key = (config.task.kind, config.data.source, model.family, config.optimizer.name)
         if key not in self._known:
-            self._known[key] = self._code(config, data_hash)
-        found, model = self._known[key], config.model
+            self._known[key] = self._code(config)
+        found = self._known[key]
         named = ["peft"] * (model.lora_rank is not None)
         named += ["gguf"] * (model.path or "").endswith(GGUF)
         return replace(
             found,
+            data=data_hash,
             libraries=found.libraries | versions(named),
             weights=None if model.path is None else self._fingerprint(model.path),
         )
 
-    def _code(self, config: RunConfig, data_hash: str) -> Origin:
+    def _code(self, config: RunConfig) -> Origin:
+        """Fingerprints by part; of what registries find by name, what this cell uses."""
         tree, entry = self._tree, optimizers.find(config.optimizer.name)
         each = {**optimizers.entries(), **optimizers.instruments()}.values()
-        found_by_name = {entry.build.__module__ for entry in each}
-        roots = ["harness.worker.main", f"harness.tasks.{config.task.kind}"]
-        core = tree.closure(roots, found_by_name)
-        parts = {
-            "core": core,
-            "optimizer": tree.closure([entry.build.__module__], found_by_name) - core,
+        kinds = {f"harness.data.{sources.kind(name)}" for name in sources.names()}
+        found_by_name = {entry.build.__module__ for entry in each} | kinds
+        roots = {
+            "core": ["harness.worker.main", f"harness.tasks.{config.task.kind}"],
+            "data": [f"harness.data.{sources.kind(config.data.source)}"],
+            "model": [f"harness.models.families.{config.model.family}"],
+            "optimizer": [entry.build.__module__],
         }
-        used = {
-            *tree.libraries(parts["optimizer"]),
-            *(name.split(".")[0] for name in entry.imports),
-        }
-        files = sorted(file for part in parts.values() for file in part)
+        parts: dict[str, set[str]] = {}
+        for part, modules in roots.items():
+            parts[part] = tree.closure(modules, found_by_name) - parts.get("core", set())
+        used = {name.partition(".")[0] for name in entry.imports}
+        used |= tree.libraries(parts["optimizer"])
         return Origin(
-            data=data_hash,
-            code={part: tree.fingerprint(listed) for part, listed in parts.items()},
+            data="",
+            code={part: tree.fingerprint(files) for part, files in parts.items()},
             libraries=versions(used.union(LIBRARIES) - set(PACKAGES)),
-            files={file: tree.read(file).stamp for file in files},
+            files={file: tree.read(file).stamp for file in sorted(set().union(*parts.values()))},
         )
 
     def _fingerprint(self, path: str) -> str:

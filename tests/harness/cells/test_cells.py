@@ -12,8 +12,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from harness.cells import identity, store
-from harness.config import DataConfig, RunConfig, to_dict
+from harness.cells import store
+from harness.config import RunConfig, to_dict
 from harness.study import planner, sweep
 
 MakeRun = Callable[..., RunConfig]
@@ -24,22 +24,6 @@ def evaluation_losses(directory: Path) -> list[tuple[int, float]]:
     curve: pd.DataFrame = store.read_curve(directory)
     rows = curve[curve["key"] == "eval/loss"]
     return list(zip(rows["step"], rows["value"], strict=True))
-
-
-def test_identity_ignores_where_and_how_but_not_what(make_run: MakeRun) -> None:
-    base = planner.resolve(make_run())
-    name = identity.cell_id(base, "data", "code")
-    same = dataclasses.replace(base, root="elsewhere", cache=None, part="other")
-    assert identity.cell_id(same, "data", "code") == name
-    others = [
-        dataclasses.replace(base, seq_len=16),
-        dataclasses.replace(base, model_seed=5),
-        dataclasses.replace(base, optimizer=dataclasses.replace(base.optimizer, lr=1e-2)),
-        dataclasses.replace(base, data=dataclasses.replace(base.data, vocab_size=300)),
-    ]
-    names = {identity.cell_id(other, "data", "code") for other in others}
-    names |= {identity.cell_id(base, "data2", "code"), identity.cell_id(base, "data", "code2")}
-    assert len(names | {name}) == 7
 
 
 def test_equal_seeds_are_one_cell_however_they_are_spelt(make_run: MakeRun) -> None:
@@ -198,10 +182,3 @@ def test_a_killed_run_goes_on_bit_for_bit(make_run: MakeRun, tmp_path: Path) -> 
     pd.testing.assert_frame_equal(
         resumed[columns].reset_index(drop=True), unbroken[columns].reset_index(drop=True)
     )
-
-
-def test_the_data_path_is_not_part_of_identity(make_run: MakeRun) -> None:
-    config = planner.resolve(make_run())
-    moved: DataConfig = dataclasses.replace(config.data, path="/somewhere/else")
-    other = dataclasses.replace(config, data=moved)
-    assert identity.cell_id(config, "d", "c") == identity.cell_id(other, "d", "c")

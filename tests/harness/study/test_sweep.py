@@ -42,8 +42,8 @@ class Worker:
             status=STATUSES[cell.config.micro_batch <= self.capacity],
             config={k: v for k, v in config.items() if k not in ("study", "launch", "root")},
             provenance={
-                "code_hash": cell.code_hash,
-                "data_hash": cell.data_hash,
+                "code_hash": cell.origin.code["core"],
+                "data_hash": cell.origin.data,
                 "device": "cpu",
                 "started_utc": "2026-01-01T00:00:00+00:00",
                 "finished_utc": "2026-01-01T00:01:40+00:00",
