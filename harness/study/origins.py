@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from harness import optimizers
+from harness import optimizers, tasks
 from harness.cells.code import PACKAGES, Tree
-from harness.cells.identity import Origin
+from harness.cells.identity import Cell, Origin, identify
 from harness.config import RunConfig
 from harness.data import sources
 from harness.models.files import GGUF, fingerprint
@@ -27,8 +27,12 @@ class Origins:
         self._known: dict[tuple[str, ...], Origin] = {}
         self._weights: dict[str, str] = {}
 
+    def cell(self, config: RunConfig, data_hash: str) -> Cell:
+        """The cell of a resolved configuration whose prepared data has this hash."""
+        return identify(config, self.of(config, data_hash), tasks.reads(config.task.kind))
+
     def of(self, config: RunConfig, data_hash: str) -> Origin:
-        """The origin of a resolved configuration whose prepared data has this hash."""
+        """What that cell's numbers rest on."""
         model = config.model
         key = (config.task.kind, config.data.source, model.family, config.optimizer.name)
         if key not in self._known:
@@ -44,11 +48,9 @@ class Origins:
         )
 
     def _code(self, config: RunConfig) -> Origin:
-        """Fingerprints by part; of what registries find by name, what this cell uses."""
+        """Fingerprints by part, of what a registry finds by name those that this cell uses."""
         tree, entry = self._tree, optimizers.find(config.optimizer.name)
-        each = {**optimizers.entries(), **optimizers.instruments()}.values()
         kinds = {f"harness.data.{sources.kind(name)}" for name in sources.names()}
-        found_by_name = {entry.build.__module__ for entry in each} | kinds
         roots = {
             "core": ["harness.worker.main", f"harness.tasks.{config.task.kind}"],
             "data": [f"harness.data.{sources.kind(config.data.source)}"],
@@ -57,7 +59,7 @@ class Origins:
         }
         parts: dict[str, set[str]] = {}
         for part, modules in roots.items():
-            parts[part] = tree.closure(modules, found_by_name) - parts.get("core", set())
+            parts[part] = tree.closure(modules, kinds) - parts.get("core", set())
         used = {name.partition(".")[0] for name in entry.imports}
         used |= tree.libraries(parts["optimizer"])
         return Origin(

@@ -4,9 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from harness import data, models, optimizers, tasks
+from harness import data, models, optimizers
 from harness.cells import store
-from harness.cells.identity import Cell, cache_dir, identify
+from harness.cells.identity import Cell, cache_dir
 from harness.cells.lock import is_locked
 from harness.cells.store import CHECKPOINT_FILE
 from harness.config import DataConfig, LaunchConfig, RunConfig, validate
@@ -75,8 +75,7 @@ class Planner:
         self._checked.add(key)
 
     def _cell(self, config: RunConfig) -> Cell:
-        origin = self._origins.of(config, self._data_hash(config.data, cache_dir(config)))
-        return identify(config, origin, tasks.reads(config.task.kind))
+        return self._origins.cell(config, self._data_hash(config.data, cache_dir(config)))
 
     def _data_hash(self, config: DataConfig, cache: Path) -> str:
         key = repr(config)

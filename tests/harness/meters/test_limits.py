@@ -18,6 +18,7 @@ from harness.config import RunConfig, TaskConfig, validate
 from harness.errors import UserError
 from harness.launch import launcher
 from harness.study import planner, sweep
+from harness.study.origins import Origins
 from harness.train.facts import Facts, Laps, process_age_seconds
 
 MakeRun = Callable[..., RunConfig]
@@ -109,7 +110,7 @@ def test_a_cap_must_be_above_zero(cap: float) -> None:
 def test_the_cap_is_part_of_what_a_cell_is(make_run: MakeRun) -> None:
     base = planner.resolve(make_run())
     capped = dataclasses.replace(base, task=dataclasses.replace(base.task, memory_cap_gib=1.0))
-    assert identity.cell_id(base, "d", "c") != identity.cell_id(capped, "d", "c")
+    assert Origins().cell(base, "data").id != Origins().cell(capped, "data").id
 
 
 class Meter:

@@ -11,7 +11,6 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness import models
-from harness.cells import identity
 from harness.config import ModelConfig, OptimizerConfig, RunConfig, from_dict
 from harness.config.groups import load_group
 from harness.errors import UserError
@@ -19,6 +18,7 @@ from harness.meters.memory import optimizer_state_bytes
 from harness.models.files import check_length, fingerprint, locate
 from harness.models.lora import add_lora
 from harness.optimizers import registry
+from harness.study.origins import Origins
 from harness.train.save_model import save_model
 
 MakeRun = Callable[..., RunConfig]
@@ -66,7 +66,7 @@ def test_identity_is_the_content_wherever_it_lies(
     shutil.copytree(saved, moved)
 
     def named(path: Path) -> str:
-        return identity.cell_id(make_run(model={**TINY, "path": str(path)}), "data", "code")
+        return Origins().cell(make_run(model={**TINY, "path": str(path)}), "data").id
 
     assert named(saved) == named(moved)
     before = fingerprint(str(saved))

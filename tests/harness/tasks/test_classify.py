@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from harness import data, models, optimizers
-from harness.cells import identity, store
+from harness.cells import store
 from harness.config import ModelConfig, OptimizerConfig, RunConfig, from_dict
 from harness.config.groups import load_group
 from harness.errors import UserError
@@ -20,6 +20,7 @@ from harness.meters.flops import flops_of
 from harness.meters.memory import optimizer_state_bytes
 from harness.models.inputs import example, sequence_length
 from harness.study import planner, sweep
+from harness.study.origins import Origins
 from harness.train.schedule import learning_rate_factor
 
 MakeRun = Callable[..., RunConfig]
@@ -142,7 +143,7 @@ def test_classification_equals_a_plain_torch_loop(
     curve = store.read_curve(Path(config.root) / "test" / "cells" / record.id)
     assert {"eval/loss", "eval/accuracy"} <= set(curve["key"])
     other = planner.resolve(replace(config, data=replace(config.data, fold=2)))
-    assert identity.cell_id(other, "d", "c") != identity.cell_id(config, "d", "c")
+    assert Origins().cell(other, "data").id != Origins().cell(config, "data").id
 
 
 def trained(config: RunConfig, found: data.Examples) -> tuple[torch.nn.Module, list[float]]:

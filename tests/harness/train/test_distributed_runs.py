@@ -28,6 +28,7 @@ from harness.errors import UserError
 from harness.launch import worker_process
 from harness.launch.launcher import launch
 from harness.study import planner
+from harness.study.origins import Origins
 from harness.train.distributed.ranks import Ranks, rank_metrics
 from harness.train.schedule import learning_rate_factor
 from harness.worker.rank import is_first_failure, rank_index
@@ -240,10 +241,9 @@ def test_energy_is_that_of_all_cards() -> None:
 def test_ranks_are_part_of_what_a_cell_is(make_run: MakeRun, tmp_path: Path) -> None:
     def identity(**launch: Any) -> tuple[str, str, dict[str, Any]]:
         config = planner.resolve(make_run(launch=launch))
-        name, run = (name(config, "data", "code") for name in (cells.cell_id, cells.run_id))
-        task = {"id": name, "label": "", "attempt": 1, "command": "", "data_hash": "data"}
-        task |= {"code_hash": "code", "config": to_dict(config)}
-        return name, run, cells.blank_record(task, "cpu").config.get("launch", {})
+        cell = Origins().cell(config, "data")
+        record = cells.blank_record(cells.job(cell, 1, ""), "cpu")
+        return cell.id, cell.run, record.config.get("launch", {})
 
     one = identity()
     assert identity(strategy="ddp", timeout_seconds=5.0) == one
@@ -256,7 +256,7 @@ def test_ranks_are_part_of_what_a_cell_is(make_run: MakeRun, tmp_path: Path) -> 
     # The same run: as many sequences a step, however many ranks read them.
     assert others[2][1] == one[1] != two[1]
     wide = dataclasses.replace(planner.resolve(make_run(micro_batch=8)))
-    assert cells.run_id(wide, "data", "code") == two[1]
+    assert Origins().cell(wide, "data").run == two[1]
     assert cells.label(planner.resolve(make_run(launch={"nproc": 2}))).split("/")[4] == "2xddp"
 
 

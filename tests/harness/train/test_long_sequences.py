@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from harness import models
-from harness.cells import identity, store
+from harness.cells import store
 from harness.config import ROTARY_FAMILIES, ModelConfig, RunConfig, StudyConfig, from_dict, to_dict
 from harness.config.groups import configs_dir, load_group
 from harness.errors import UserError
@@ -19,6 +19,7 @@ from harness.meters.limits import MAPPED_FROM
 from harness.models.families import families
 from harness.planner.check import compare
 from harness.study import parts, planner
+from harness.study.origins import Origins
 
 MakeRun = Callable[..., RunConfig]
 
@@ -113,7 +114,7 @@ def test_recomputed_activations_give_the_same_gradients(name: str) -> None:
 def test_recomputation_is_part_of_a_cell_and_of_its_prediction(make_run: MakeRun) -> None:
     plain = planner.resolve(make_run(model=load_group("model", "llama_tiny"), seq_len=512))
     again = replace(plain, model=replace(plain.model, activation_checkpointing=True))
-    assert identity.cell_id(plain, "d", "c") != identity.cell_id(again, "d", "c")
+    assert Origins().cell(plain, "data").id != Origins().cell(again, "data").id
     assert predicted(again) < 0.9 * predicted(plain)
 
 
@@ -134,7 +135,7 @@ def test_exact_peaks_change_the_process_the_cell_and_the_prediction(
     model = load_group("model", "llama_tiny") | {"vocab_size": 4096}
     plain = planner.resolve(make_run(model=model, task={"kind": "memory"}))
     exact = replace(plain, task=replace(plain.task, exact_peaks=True))
-    assert identity.cell_id(plain, "d", "c") != identity.cell_id(exact, "d", "c")
+    assert Origins().cell(plain, "data").id != Origins().cell(exact, "data").id
     values = [
         worker_process.environment(cell).get(MAPPED_FROM)
         for cell in planner.plan([plain, exact], progress=False)
