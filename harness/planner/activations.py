@@ -21,11 +21,12 @@ Nothing is fitted. The terms that the sum contains, because the operations retur
   layer at a time is recomputed.
 
 Not contained: what a kernel takes for itself and frees before it returns (packed or blocked copies
-of matrices, workspaces), which depends on the processor: with AVX-512 oneDNN packs bfloat16
-products into 42 to 128 KB each, with AVX2 into none; what an allocator rounds up or cannot give
-back, and libraries' own memory. The operations are those of the CPU: fused attention keeps the same tensors on CUDA, but autocast there computes some more
-operations (GPT-2's norms and tanh) in float32. For mixtures of experts, rows for tokens x experts
-per token, however the router spreads them.
+of matrices, workspaces), which depends on the processor (with AVX-512 oneDNN packs operands of
+bfloat16 products, 42 to 128 KB each in a small model; with AVX2 it packs none); what an allocator
+rounds up or cannot give back, and libraries' own memory. The operations are those of the CPU: fused
+attention keeps the same tensors on CUDA, but autocast there computes some more operations (GPT-2's
+norms and tanh) in float32. For mixtures of experts, rows for tokens x experts per token, however
+the router spreads them.
 """
 
 import sys

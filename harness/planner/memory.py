@@ -47,8 +47,9 @@ class Estimate:
     The state is not known either of an optimizer that does not step FSDP's shards.
 
     `activation_bytes` is the largest sum of live tensors beside parameters, gradients and state,
-    without the scratch of kernels, which depends on the processor; `communication_bytes` are DDP's buckets, or what FSDP gathers. `peak_bytes` is below the sum of
-    all, for gradients come as activations go.
+    without the scratch of kernels, which depends on the processor; `communication_bytes` are DDP's
+    buckets, or what FSDP gathers. `peak_bytes` is below the sum of all, for gradients come as
+    activations go.
     """
 
     optimizer: str
