@@ -2,15 +2,24 @@
 
 import json
 import math
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.lib.stride_tricks import sliding_window_view
 from scipy.stats import theilslopes
 
-from harness.meters.stability import LossWatch, Spike, UpdateMeter, robust_line, update_rms
+from harness.meters.stability import (
+    LossWatch,
+    Spike,
+    UpdateMeter,
+    highest_honest_loss,
+    robust_line,
+    update_rms,
+)
 
 
 def feed(watch: LossWatch, losses: list[float]) -> LossWatch:
@@ -106,13 +115,123 @@ def test_non_finite_loss_is_divergence_and_stays_so(bad: float) -> None:
 
 
 def test_rising_loss_diverges_only_after_a_whole_window() -> None:
-    rising = [5.0, 4.0, *np.linspace(5.1, 9.0, 20)]
+    start = [5.0, 5.2] * 10  # median 5.1, differences of 0.2: noise of 0.177, bound 5.45
+    assert highest_honest_loss(start) == pytest.approx(5.1 + 2 * 0.2 * math.sqrt(math.pi) / 2)
+    rising = [*start, *np.linspace(10.0, 14.0, 20)]
     watch = feed(LossWatch(10, 8.0, 20), rising[:-1])
     assert not watch.diverged
     watch.update(rising[-1])
     assert watch.diverged
-    interrupted = [5.0, *[6.0] * 19, 5.0, *[6.0] * 19]
+    # 19 means above the bound, ten of lower losses, and 19 again.
+    interrupted = [*start, *[8.0] * 10, *[4.0] * 20, *[8.0] * 10, *[4.0] * 20]
     assert not feed(LossWatch(10, 8.0, 20), interrupted).diverged
+
+
+def bounds(losses: np.ndarray) -> np.ndarray:
+    """`highest_honest_loss` of each row as its docstring has it."""
+    start = losses[:, :20]
+    noise = np.abs(np.diff(start)).mean(1) * math.sqrt(math.pi) / 2
+    noise = np.minimum(noise, np.maximum(0.75, start[:, 0] / 4))
+    return np.minimum(np.median(start, 1) + 2 * noise, start[:, 0] + 5 * noise)
+
+
+def longest_streaks(above: np.ndarray) -> np.ndarray:
+    """The most true values in a row, for each row."""
+    longest = run = np.zeros(len(above), dtype=int)
+    for column in above.T:
+        run = np.where(column, run + 1, 0)
+        longest = np.maximum(longest, run)
+    return longest
+
+
+def diverged(losses: np.ndarray, window: int) -> np.ndarray:
+    """Which rows of losses the rule calls diverged, all at once."""
+    means = sliding_window_view(losses[:, 11:], 10, axis=1).mean(2)
+    return longest_streaks(means > bounds(losses)[:, None]) >= window
+
+
+def above_the_first(losses: np.ndarray, window: int) -> np.ndarray:
+    """What the rule replaced: a whole window of losses above the first one."""
+    return longest_streaks(losses[:, 1:] > losses[:, :1]) >= window
+
+
+@pytest.mark.parametrize("noise", [0.24, 0.6])
+def test_noisy_batches_are_not_taken_for_divergence(noise: float) -> None:
+    """Runs that learn nothing are the worst case: one false alarm in 10,000 at most."""
+    generator = np.random.default_rng(0)
+    losses = 5.5 + noise * generator.standard_normal((10_000, 300))
+    assert diverged(losses, 50).sum() <= 1
+    assert above_the_first(losses[:1000], 50).sum() > 50
+    # Slowly learning, as a real run: the old rule errs still.
+    learning = losses - 3 * (1 - np.exp(-np.arange(300) / 1000))
+    assert diverged(learning, 50).sum() == 0
+    assert above_the_first(learning, 50).sum() > 20
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.integers(0, 10**6), st.floats(0.01, 3), st.floats(-3, 6), st.integers(0, 80), st.just(100)
+)
+def test_the_watch_follows_the_rule(
+    seed: int, noise: float, rise: float, at: int, steps: int
+) -> None:
+    losses = 5.0 + noise * np.random.default_rng(seed).standard_normal(steps)
+    losses[at:] += rise
+    watch = feed(LossWatch(5, 8.0, 30), losses.tolist())
+    assert watch.diverged == diverged(losses[None, :], 30)[0]
+    assert highest_honest_loss(losses[:20].tolist()) == pytest.approx(bounds(losses[None, :])[0])
+
+
+def perceptron_losses(rate: float, warmup: int, seed: int, steps: int = 100) -> Iterator[float]:
+    """SGD with momentum on noisy labels of 64 classes, 8 examples a batch; 0.1 is a good rate."""
+    generator = torch.Generator().manual_seed(seed)
+    table = torch.randn(64, 48, generator=generator)
+    weights = [table, torch.randn(48, 64, generator=generator) / 7]
+    weights.append(torch.randn(64, 64, generator=generator) / 8)
+    for weight in weights:
+        weight.requires_grad_()
+    optimizer = torch.optim.SGD(weights, lr=rate, momentum=0.9)
+    labels = torch.randperm(64, generator=generator)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = rate * min(1.0, (step + 1) / max(1, warmup))
+        inputs = torch.randint(0, 64, (8,), generator=generator)
+        others = torch.randint(0, 64, (8,), generator=generator)
+        wrong = torch.rand(8, generator=generator) < 0.3
+        scores = torch.relu(weights[0][inputs] @ weights[1]) @ weights[2]
+        targets = torch.where(wrong, others, labels[inputs])
+        loss = torch.nn.functional.cross_entropy(scores, targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        yield loss.item()
+
+
+def diverges(losses: Iterable[float]) -> bool:
+    """Whether a watch with the default settings stops this run."""
+    watch = LossWatch(50, 8.0, 50)
+    for loss in losses:
+        watch.update(loss)
+        if watch.diverged:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("warmup", [0, 30])
+def test_rates_that_are_far_too_high_are_caught_within_100_steps(warmup: int) -> None:
+    for seed in range(2):
+        assert not diverges(perceptron_losses(0.1, warmup, seed))
+        for factor in (4, 8, 16, 32, 64):
+            assert diverges(perceptron_losses(0.1 * factor, warmup, seed)), (seed, factor)
+
+
+@pytest.mark.parametrize("noise", [0.24, 0.6])
+@pytest.mark.parametrize("onset", [0, 10, 40])
+def test_a_finite_divergence_is_caught_within_100_steps(noise: float, onset: int) -> None:
+    """From the onset on the loss climbs by 0.1 nats a step to 8 nats above the start."""
+    losses = 5.5 + noise * np.random.default_rng(1).standard_normal((1000, onset + 101))
+    losses[:, :onset] -= 0.01 * np.arange(onset)
+    losses[:, onset:] += np.minimum(8.0, 0.1 * np.arange(101))
+    assert diverged(losses, 50).mean() > 0.99
 
 
 def test_watch_goes_on_after_a_checkpoint() -> None:
