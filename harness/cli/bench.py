@@ -99,7 +99,8 @@ def _run() -> int:
         return 0
     options = runs[0].launch
     if not options.dry_run:
-        trackers.check(run.tracker for run in runs)
+        for note in trackers.check(run.tracker for run in runs):
+            print(f"gefen-bench: {note}", file=sys.stderr)
     engine = engines[0] if engines and not engines[0].is_basic else None
     plan = Plan(requests, workers=engine)
     if options.dry_run:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from harness.config.groups import load_group
 from harness.errors import UserError, exit_code
-from harness.trackers import dashboard_spec, dashboard_sync, dashboard_workspace
-from harness.trackers.access import import_wandb, wandb_problem
+from harness.trackers.dashboard import spec as specs
+from harness.trackers.dashboard import sync, workspace
+from harness.trackers.wandb import access_problem, import_wandb, switched_off
 
 OUTPUT = Path("runs") / "dashboard"
 NEXT = """\
@@ -30,10 +31,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="wandb|sync")
-    workspace = commands.add_parser("wandb", help="save or write the workspace")
-    workspace.add_argument("--entity", help="team or user (default: that of the key)")
-    workspace.add_argument("--project", help="default: that of configs/tracker/wandb.yaml")
-    workspace.add_argument(
+    save = commands.add_parser("wandb", help="save or write the workspace")
+    save.add_argument("--entity", help="team or user (default: that of the key)")
+    save.add_argument("--project", help="default: that of configs/tracker/wandb.yaml")
+    save.add_argument(
         "--output", type=Path, default=OUTPUT, help=f"folder of the files (default {OUTPUT})"
     )
     upload = commands.add_parser("sync", help="upload the offline runs of a study")
@@ -43,36 +44,39 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> int:
     """Answer one command line; the exit code. Raises UserError."""
+    off = switched_off()
+    if off:
+        raise UserError(f"{off} switches W&B off; unset it to use gefen-dashboard.")
     if options.command == "sync":
         return _sync(options.study)
     return _workspace(options)
 
 
 def _workspace(options: argparse.Namespace) -> int:
-    spec = dashboard_spec.load()
+    spec = specs.load()
     tracker = load_group("tracker", "wandb")
     project = options.project or tracker["project"]
     entity = options.entity or tracker["entity"] or ""
-    workspace = dashboard_workspace.build(spec, entity, project)
-    problem = wandb_problem()
+    built = workspace.build(spec, entity, project)
+    problem = access_problem()
     if problem is None and not entity:
-        workspace.entity = import_wandb().Api().default_entity
-    for path in dashboard_workspace.write(workspace, spec, options.output):
+        built.entity = import_wandb().Api().default_entity
+    for path in workspace.write(built, spec, options.output):
         print(f"Wrote {path}")
     if problem is not None:
         print(NEXT.format(problem=problem))
         return 0
-    print(f"Saved: {dashboard_workspace.save(workspace, options.output)}")
+    print(f"Saved: {workspace.save(built, options.output)}")
     return 0
 
 
 def _sync(study: Path) -> int:
-    before = dashboard_sync.find(study)
+    before = sync.find(study)
     if before.waiting:
-        problem = wandb_problem()
+        problem = access_problem()
         if problem is not None:
             raise UserError(f"{len(before.waiting)} runs of {study} wait: {problem}.")
-    after = dashboard_sync.sync(study)
+    after = sync.sync(study)
     sent = len(after.synced) - len(before.synced)
     print(f"{study}: {sent} runs uploaded, {len(before.synced)} were there before.")
     if after.running:

@@ -26,10 +26,10 @@ STRATEGIES = ("ddp", "fsdp")
 # Files of their folders: what is added there is allowed here.
 TASKS = registry.names("tasks")
 SOURCES = registry.names("data/sources")
+TRACKERS = registry.names("trackers")
 ROTARY_FAMILIES = ("llama", "mixtral", "qwen3")
 IMAGE_FAMILIES = ("vit",)
 FAMILIES = ("gpt2", *ROTARY_FAMILIES, *IMAGE_FAMILIES)
-TRACKERS = ("none", "wandb", "trackio")
 
 LEAST_FOLDS = 3
 BYTE_TOKENS = 257  # 256 bytes and the end of a text

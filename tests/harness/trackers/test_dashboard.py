@@ -12,14 +12,17 @@ from typing import Any
 import pytest
 import yaml
 
+from harness import trackers
 from harness.cells import identity
 from harness.cli import dashboard
 from harness.config import RunConfig
 from harness.config.groups import configs_dir
 from harness.errors import UserError
 from harness.study import planner
-from harness.trackers import RunInfo, access, dashboard_spec, dashboard_workspace
-from harness.trackers.dashboard_spec import Panel, Section, Spec
+from harness.trackers import RunInfo
+from harness.trackers.dashboard import spec as specs
+from harness.trackers.dashboard import workspace
+from harness.trackers.dashboard.spec import Panel, Section, Spec
 
 MakeRun = Callable[..., RunConfig]
 SECTIONS = ["Convergence", "Memory", "Speed", "Pareto", "LR sensitivity", "Stability", "Claims"]
@@ -27,7 +30,7 @@ SECTIONS = ["Convergence", "Memory", "Speed", "Pareto", "LR sensitivity", "Stabi
 # The worker itself with a tracker that remembers; both tasks in one process, slow to start.
 WORKER = """
 import json, os, sys
-from harness import worker
+from harness.worker import main as worker
 
 class Recorder:
     def __init__(self, info):
@@ -104,11 +107,11 @@ def absent(spec: Spec, runs: list[dict[str, Any]]) -> set[str]:
 
 
 def test_every_key_of_the_spec_is_logged(logged: list[dict[str, Any]]) -> None:
-    spec = dashboard_spec.load()
+    spec = specs.load()
     assert [section.name for section in spec.sections] == SECTIONS
     assert len(spec.keys()) > 25
     assert absent(spec, logged) == set()
-    assert dashboard_workspace.GROUP_KEY in logged[0]["config"]
+    assert workspace.GROUP_KEY in logged[0]["config"]
     # A renamed metric is seen, in each kind of panel.
     line = Panel("line", "", x="tokens", y=("eval/loss_renamed",))
     axis = Panel("line", "", x="tokens_renamed", y=("eval/loss",))
@@ -128,9 +131,9 @@ def test_every_key_of_the_spec_is_logged(logged: list[dict[str, Any]]) -> None:
 def test_a_wrong_panel_is_refused(panel: dict[str, Any], sentence: str) -> None:
     values = {"name": "n", "max_runs": 5, "sections": [{"name": "s", "panels": [panel]}]}
     with pytest.raises(UserError, match=sentence):
-        dashboard_spec.parse(values)
+        specs.parse(values)
     with pytest.raises(UserError, match="lacks the key 'max_runs'"):
-        dashboard_spec.parse({"name": "n", "sections": []})
+        specs.parse({"name": "n", "sections": []})
 
 
 def test_a_setting_is_what_seeds_share() -> None:
@@ -154,15 +157,15 @@ def test_without_a_key_the_spec_is_written_and_the_commands_are_named(
     pytest.importorskip("wandb_workspaces", reason="needs the extra dashboards")
     from wandb_workspaces.workspaces import Workspace, internal
 
-    monkeypatch.setattr(dashboard, "wandb_problem", lambda: "there is no key")
+    monkeypatch.setattr(dashboard, "access_problem", lambda: "there is no key")
     assert dashboard.main(["wandb", "--entity", "team", "--output", str(tmp_path)]) == 0
     told = capsys.readouterr().out
     assert "there is no key" in told
     assert "gefen-dashboard sync runs/STUDY" in told
-    spec = dashboard_spec.load()
+    spec = specs.load()
     readable = yaml.safe_load((tmp_path / "workspace.yaml").read_text())
     assert (readable["entity"], readable["project"]) == ("team", "gefen-bench")
-    assert dashboard_spec.parse(readable_without_text(readable)).sections == spec.sections
+    assert specs.parse(readable_without_text(readable)).sections == spec.sections
     # The library reads its own serialisation back into the same panels.
     text = (tmp_path / "workspace.json").read_text()
     view = internal.View(
@@ -200,7 +203,7 @@ def readable_without_text(values: dict[str, Any]) -> dict[str, Any]:
 def test_a_missing_extra_is_one_sentence_with_its_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(access.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
     assert dashboard.main(["wandb", "--output", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert "pip install -e '.[dashboards]' -c constraints.txt" in error

@@ -17,7 +17,8 @@ import pytest
 from harness.cli import dashboard
 from harness.config import TrackerConfig
 from harness.config.groups import configs_dir
-from harness.trackers import RunInfo, dashboard_sync, dashboard_workspace, make_tracker
+from harness.trackers import RunInfo, make_tracker
+from harness.trackers.dashboard import sync, workspace
 
 KEY = "0" * 40
 VIEWER = {"id": "U", "entity": "team", "username": "u", "flags": "{}", "teams": {"edges": []}}
@@ -111,7 +112,7 @@ def run(server: ThreadingHTTPServer, home: Path, *arguments: str) -> tuple[int, 
 def test_runs_arrive_once_with_group_and_history(
     study: Path, server: ThreadingHTTPServer, tmp_path: Path
 ) -> None:
-    assert len(dashboard_sync.find(study).waiting) == 2
+    assert len(sync.find(study).waiting) == 2
     code, told = run(server, tmp_path, "sync", str(study))
     assert code == 0, told
     assert "2 runs uploaded, 0 were there before" in told
@@ -134,7 +135,7 @@ def test_runs_arrive_once_with_group_and_history(
     assert (code, requests) == (0, [])
     assert "0 runs uploaded, 2 were there before" in told
     # Without its marker a run goes to the same id, from the beginning: nothing is doubled.
-    first = dashboard_sync.find(study).synced[0]
+    first = sync.find(study).synced[0]
     first.with_name(f"{first.name}.synced").unlink()
     code, told = run(server, tmp_path, "sync", str(study))
     assert "1 runs uploaded, 1 were there before" in told
@@ -155,17 +156,17 @@ def test_a_run_of_a_running_cell_waits(study: Path) -> None:
     lock.parent.mkdir(parents=True)
     with lock.open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
-        found = dashboard_sync.find(study)
+        found = sync.find(study)
         assert [file.stem for file in found.running] == ["run-aaaa-1"]
         assert [file.stem for file in found.waiting] == ["run-bbbb-1"]
-    assert len(dashboard_sync.find(study).waiting) == 2
+    assert len(sync.find(study).waiting) == 2
 
 
 def test_without_a_key_nothing_starts(
     study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(dashboard, "wandb_problem", lambda: "there is no key")
-    monkeypatch.setattr(dashboard_sync, "sync", lambda study: pytest.fail("started"))
+    monkeypatch.setattr(dashboard, "access_problem", lambda: "there is no key")
+    monkeypatch.setattr(sync, "sync", lambda study: pytest.fail("started"))
     assert dashboard.main(["sync", str(study)]) == 2
     assert "2 runs of" in capsys.readouterr().err
 
@@ -181,8 +182,8 @@ def test_runs_that_did_not_arrive_are_a_failure(
     study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The markers decide, not how `wandb sync` ended."""
-    monkeypatch.setattr(dashboard, "wandb_problem", lambda: None)
-    monkeypatch.setattr(dashboard_sync.subprocess, "run", lambda *a, **k: None)
+    monkeypatch.setattr(dashboard, "access_problem", lambda: None)
+    monkeypatch.setattr(sync.subprocess, "run", lambda *a, **k: None)
     assert dashboard.main(["sync", str(study)]) == 1
     assert "2 runs did not arrive" in capsys.readouterr().err
 
@@ -199,4 +200,4 @@ def test_saving_again_replaces_the_workspace(server: ThreadingHTTPServer, tmp_pa
     first, second = (json.loads(view["spec"])["section"] for view in views)
     assert first["settings"] == second["settings"]
     assert first["settings"]["maxRuns"] == 1000
-    assert (tmp_path / dashboard_workspace.SAVED).is_file()
+    assert (tmp_path / workspace.SAVED).is_file()

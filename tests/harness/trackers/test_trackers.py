@@ -16,9 +16,11 @@ import pytest
 import yaml
 
 import harness
+from harness import trackers
 from harness.config import TrackerConfig
 from harness.errors import UserError
-from harness.trackers import GuardedTracker, NullTracker, RunInfo, access, check, make_tracker
+from harness.trackers import Guarded, RunInfo, check, make_tracker
+from harness.trackers import wandb as wandb_tracker
 
 ROOT = Path(harness.__file__).resolve().parents[1]
 POINT = {"train/loss": 2.5, "tokens": 512, "step": 1, "train_seconds": 0.1}
@@ -60,6 +62,11 @@ class Recorder:
         self._call("finish")
 
 
+def told(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Warnings; once it has opened a run, wandb's own logger has many lines of information."""
+    return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+
+
 def drive(tracker: Any) -> None:
     tracker.start()
     tracker.log(POINT)
@@ -82,7 +89,7 @@ def test_failing_backend_warns_once_and_is_dropped(
 ) -> None:
     backend = Recorder(failing)
     with caplog.at_level(logging.WARNING):
-        drive(GuardedTracker("wandb", lambda: backend))
+        drive(Guarded("wandb", lambda: backend))
     assert backend.calls == expected
     assert len(caplog.records) == 1
     message = caplog.records[0].getMessage()
@@ -93,7 +100,7 @@ def test_failing_backend_warns_once_and_is_dropped(
 
 def test_healthy_backend_gets_every_call_and_no_warning(caplog: pytest.LogCaptureFixture) -> None:
     backend = Recorder()
-    drive(GuardedTracker("wandb", lambda: backend))
+    drive(Guarded("wandb", lambda: backend))
     assert backend.calls == ["start", "log", "log", "summary", "finish"]
     assert not caplog.records
 
@@ -103,7 +110,7 @@ def test_interrupt_is_not_swallowed() -> None:
         def log(self, values: dict[str, float]) -> None:
             raise KeyboardInterrupt
 
-    tracker = GuardedTracker("wandb", Interrupted)
+    tracker = Guarded("wandb", Interrupted)
     tracker.start()
     with pytest.raises(KeyboardInterrupt):
         tracker.log(POINT)
@@ -114,7 +121,6 @@ def test_none_is_silent(
 ) -> None:
     tracker = make_tracker(TrackerConfig(name="none"), info(tmp_path / "study"))
     drive(tracker)
-    assert isinstance(tracker, NullTracker)
     assert list(tmp_path.iterdir()) == []
     assert not caplog.records
     assert capfd.readouterr() == ("", "")
@@ -122,7 +128,7 @@ def test_none_is_silent(
 
 def test_unknown_tracker_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=r"tracker\.name is 'tensorboard'; allowed are none, wandb, trackio"
+        UserError, match=r"tracker\.name=tensorboard is not known; allowed: none, trackio, wandb\."
     ):
         make_tracker(TrackerConfig(name="tensorboard"), info(tmp_path))
 
@@ -186,7 +192,7 @@ def test_wandb_offline_run(
     study = tmp_path / "runs" / "reproduce"
     tracker = make_tracker(TrackerConfig(), info(study))
     tracker.start()
-    assert not caplog.records
+    assert not told(caplog)
     run = opened[0]
     assert (run.id, run.group, run.job_type) == ("0123456789abcdef-2", "reproduce", "train")
     assert run.name == "gpt2_4m/gefen/256/0"
@@ -216,7 +222,7 @@ def test_wandb_offline_run(
         time.sleep(0.05)
     data = written.read_bytes()
     assert [text for text in wanted if text not in data] == []
-    assert not caplog.records
+    assert not told(caplog)
     assert capfd.readouterr() == ("", "")
 
 
@@ -278,7 +284,7 @@ def test_the_command_refuses_online_without_a_key(tmp_path: Path) -> None:
 def test_trackio_is_local_and_needs_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"tracker\.mode=online is not for tracker=trackio"):
         check([TrackerConfig(name="trackio", mode="online")])
-    monkeypatch.setattr(access.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install -e '\.\[trackio\]' -c constraints\.txt"):
         check([TrackerConfig(name="trackio")])
 
@@ -323,3 +329,60 @@ def test_trackio_run(
     # trackio chooses its folder once a process: another study is refused, not mixed in.
     make_tracker(config, info(tmp_path / "other")).start()
     assert [r.getMessage().count("already writes to") for r in caplog.records] == [1]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("WANDB_MODE", "disabled"), ("WANDB_DISABLED", "true"), ("WANDB_DISABLED", "1")],
+)
+@pytest.mark.parametrize("mode", ["offline", "online"])
+def test_the_environment_switches_wandb_off(
+    name: str, value: str, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    """Said once for the whole sweep; nothing is imported, asked or written."""
+    monkeypatch.setenv(name, value)
+    monkeypatch.setattr(wandb_tracker, "import_wandb", lambda: pytest.fail("imported"))
+    config = TrackerConfig(mode=mode)
+    assert check([config, replace(config, project="other"), TrackerConfig(name="none")]) == [
+        f"{name}={value} switches W&B off: nothing is mirrored, records are complete."
+    ]
+    drive(make_tracker(config, info(tmp_path / "study")))
+    assert not caplog.records
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("environment", "notes"),
+    [
+        ({}, []),
+        ({"WANDB_MODE": "offline"}, []),
+        ({"WANDB_DISABLED": "false"}, []),
+        ({"WANDB_MODE": "online"}, ["tracker.mode=offline goes before WANDB_MODE=online."]),
+        ({"WANDB_MODE": "shared"}, ["tracker.mode=offline goes before WANDB_MODE=shared."]),
+    ],
+)
+def test_a_mode_of_the_environment_is_told_to_be_overridden(
+    environment: dict[str, str], notes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("WANDB_MODE", "WANDB_DISABLED"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert check([TrackerConfig()]) == notes
+
+
+def test_a_file_is_a_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new file in the folder is allowed in `tracker.name`, and found."""
+    (tmp_path / "trackers").mkdir()
+    (tmp_path / "trackers" / "text.py").write_text(
+        "from harness.trackers import Tracker\n"
+        "class Backend(Tracker):\n"
+        "    def log(self, values):\n"
+        "        with open(self.info.directory / self.config.project, 'a') as file:\n"
+        "            print(sorted(values), file=file)\n"
+    )
+    monkeypatch.setattr(trackers, "__path__", [*trackers.__path__, str(tmp_path / "trackers")])
+    monkeypatch.setattr(trackers.registry, "_HARNESS", tmp_path)
+    assert trackers.names() == ("text",)
+    drive(make_tracker(TrackerConfig(name="text", project="points"), info(tmp_path)))
+    assert (tmp_path / "points").read_text() == f"{sorted(POINT)}\n" * 2

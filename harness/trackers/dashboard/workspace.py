@@ -8,8 +8,9 @@ from typing import Any
 import yaml
 
 from harness.cells import store
-from harness.trackers.access import import_wandb, require
-from harness.trackers.dashboard_spec import Panel, Spec, claims_text
+from harness.trackers import require
+from harness.trackers.dashboard.spec import Panel, Spec, claims_text
+from harness.trackers.wandb import import_wandb
 
 GROUP_KEY = "setting"  # in the configuration of every run, by RunInfo
 COLUMNS = 3

@@ -12,24 +12,24 @@ import sys
 from typing import Any
 
 from harness.config import TrackerConfig
-from harness.trackers.base import RunInfo
+from harness.errors import UserError
+from harness.trackers import RunInfo, Tracker, require
 
 FOLDER = "trackio"
 NO_REMOTE = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL", "TRACKIO_WEBHOOK_URL")
 
 
-class TrackioTracker:
-    """One trackio run. Raises what trackio raises; wrap it in `GuardedTracker`."""
+class Backend(Tracker):
+    """One trackio run."""
 
     def __init__(self, config: TrackerConfig, run: RunInfo) -> None:
-        self._config = config
-        self._info = run
+        super().__init__(config, run)
         self._run: Any = None
         self._step = 0
 
     def start(self) -> None:
         """Import trackio and open the run; RuntimeError where it already keeps another store."""
-        folder = (self._info.directory / FOLDER).resolve()
+        folder = (self.info.directory / FOLDER).resolve()
         # Read when trackio is imported; these would send the run elsewhere.
         os.environ["TRACKIO_DIR"] = str(folder)
         for name in NO_REMOTE:
@@ -41,10 +41,10 @@ class TrackioTracker:
         # A worker's standard output carries its progress lines.
         with contextlib.redirect_stdout(sys.stderr):
             self._run = trackio.init(
-                project=self._config.project,
-                name=f"{self._info.name} {self._info.id}",
-                group=self._info.group,
-                config=self._info.dashboard_config(),
+                project=self.config.project,
+                name=f"{self.info.name} {self.info.id}",
+                group=self.info.group,
+                config=self.info.dashboard_config(),
                 embed=False,
                 # No sampling in the background, which would disturb timings.
                 auto_log_gpu=False,
@@ -66,6 +66,17 @@ class TrackioTracker:
         self._run.log({"status": status}, step=self._step)
         with contextlib.redirect_stdout(sys.stderr):
             self._run.finish()
+
+
+def check(config: TrackerConfig) -> list[str]:
+    """UserError for `mode=online` or an absent package."""
+    if config.mode != "offline":
+        raise UserError(
+            f"tracker.mode={config.mode} is not for tracker=trackio, which keeps its store on this "
+            "machine; allowed: offline."
+        )
+    require("trackio", "trackio", "tracker=trackio")
+    return []
 
 
 def _is_number(value: Any) -> bool:

@@ -1,5 +1,6 @@
-"""The dashboard's spec: configs/dashboard/wandb.yaml as checked dataclasses. Needs no W&B."""
+"""What the workspace shows: configs/dashboard/wandb.yaml as checked dataclasses. Needs no W&B."""
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,7 +9,7 @@ from harness.config.groups import configs_dir, load_group
 from harness.errors import UserError
 
 KINDS = ("line", "scatter", "bars", "claims")
-FOLDER, FILE = "dashboard", "wandb"
+FLAGS = ("group", "log_x", "log_y")
 CLAIMS_TEXT = (
     "Verdicts are not drawn here: `gefen-claims` computes them from the records, with intervals, "
     "margins and n, and `gefen-report` shows them. The claims:"
@@ -42,36 +43,35 @@ class Section:
 
 @dataclass(frozen=True)
 class Spec:
-    """A workspace; `max_runs` bounds the runs that a panel draws."""
+    """A workspace; `max_runs` bounds the runs of a panel, `source` is the YAML's mapping."""
 
     name: str
     max_runs: int
     sections: tuple[Section, ...]
-    claims: tuple[str, ...] = field(default=())
+    claims: tuple[str, ...] = ()
+    source: Mapping[str, Any] = field(default_factory=dict)
 
     def keys(self) -> set[str]:
         """Every metric and setting that a panel names, prefixes included."""
         panels = [panel for section in self.sections for panel in section.panels]
-        named = {key for panel in panels for key in (panel.x, *panel.y)}
-        return {key for key in named if key is not None}
+        return {key for panel in panels for key in (panel.x, *panel.y) if key is not None}
 
     def to_dict(self) -> dict[str, Any]:
         """As the YAML has it, with the text of the claims panel."""
-        sections = [
-            {"name": s.name, "panels": [_panel_dict(p, self.claims) for p in s.panels]}
-            for s in self.sections
-        ]
-        return {"name": self.name, "max_runs": self.max_runs, "sections": sections}
+        values = copy.deepcopy(dict(self.source))
+        for section in values["sections"]:
+            for panel in section["panels"]:
+                panel |= {"text": claims_text(self.claims)} if "claims" in panel else {}
+        return values
 
 
 def load() -> Spec:
     """The spec under version control; UserError where the file is wrong."""
-    values = load_group(FOLDER, FILE)
     claims = tuple(
         str(load_group("claims", path.stem)["title"])
         for path in sorted((configs_dir() / "claims").glob("*.yaml"))
     )
-    return parse(values, claims)
+    return parse(load_group("dashboard", "wandb"), claims)
 
 
 def parse(values: Mapping[str, Any], claims: tuple[str, ...] = ()) -> Spec:
@@ -81,7 +81,7 @@ def parse(values: Mapping[str, Any], claims: tuple[str, ...] = ()) -> Spec:
             Section(str(item["name"]), tuple(_panel(panel) for panel in item["panels"]))
             for item in values["sections"]
         )
-        return Spec(str(values["name"]), int(values["max_runs"]), sections, claims)
+        return Spec(str(values["name"]), int(values["max_runs"]), sections, claims, values)
     except KeyError as error:
         raise UserError(f"The dashboard's spec lacks the key {error}.") from None
 
@@ -95,8 +95,7 @@ def _panel(values: Mapping[str, Any]) -> Panel:
     kinds = [kind for kind in KINDS if kind in values]
     if len(kinds) != 1:
         raise UserError(f"A panel of the dashboard, {dict(values)}, needs one of {KINDS}.")
-    known = {kinds[0], "x", "y", "group", "log_x", "log_y"}
-    unknown = sorted(set(values) - known)
+    unknown = sorted(set(values) - {kinds[0], "x", "y", *FLAGS})
     if unknown:
         raise UserError(f"Panel {values[kinds[0]]!r} has the unknown key {unknown[0]!r}.")
     y = values.get("y", ())
@@ -105,16 +104,5 @@ def _panel(values: Mapping[str, Any]) -> Panel:
         title=str(values[kinds[0]]),
         x=values.get("x"),
         y=(y,) if isinstance(y, str) else tuple(y),
-        **{key: bool(values.get(key, False)) for key in ("group", "log_x", "log_y")},
+        **{key: bool(values.get(key, False)) for key in FLAGS},
     )
-
-
-def _panel_dict(panel: Panel, claims: tuple[str, ...]) -> dict[str, Any]:
-    values: dict[str, Any] = {panel.kind: panel.title}
-    if panel.kind == "claims":
-        return {**values, "text": claims_text(claims)}
-    if panel.x is not None:
-        values["x"] = panel.x
-    values["y"] = list(panel.y)
-    flags = ("group", "log_x", "log_y")
-    return {**values, **{key: True for key in flags if getattr(panel, key)}}
