@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from harness.cells import store
+from harness.cells.code import CodeChanged
 from harness.cells.identity import Cell
 from harness.cells.lock import is_running
 from harness.cells.provenance import utc_now
@@ -180,6 +181,8 @@ class _Round:
                     yield Ended(cell, store.Record.from_dict(values["record"]), values["seconds"])
                 elif values.get("skipped"):
                     self.skipped.append(cell)
+                elif values.get("changed"):
+                    raise CodeChanged(values["error"])
                 else:
                     self._error = str(values["error"])
             elif progress.exists():

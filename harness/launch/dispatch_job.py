@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.cells import store
+from harness.cells.code import CodeChanged
 from harness.cells.identity import Cell, from_planned, planned
 from harness.errors import UserError
 from harness.launch import launcher
@@ -93,6 +94,8 @@ def _run(plan: dict[str, Any], folder: Path, launch: Launch) -> None:
         }
     except KeyboardInterrupt:
         return
+    except CodeChanged as error:
+        outcome = {"error": str(error), "changed": True}
     except (OSError, UserError) as error:
         outcome = {"error": f"{type(error).__name__}: {error}"}
     store.write_json_atomic(folder / OUTCOME_FILE, outcome)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from harness.cells import store
+from harness.cells.code import check_code
 from harness.cells.identity import Cell, blank_record, job
 from harness.cells.lock import OnProgress, Stopped, locked
 from harness.cells.messages import FACTS_MARK, PROGRESS_MARK
@@ -26,16 +27,21 @@ def launch(
 
     Another process that runs the same cell is waited for, and its result is taken.
     KeyboardInterrupt ends the worker, leaves an `interrupted` record and is raised again;
-    it is raised here when `stopped`, asked every second, says so.
+    it is raised here when `stopped`, asked every second, says so. Raises CodeChanged where the
+    code is not what the cell was planned with.
     """
     cell.directory.mkdir(parents=True, exist_ok=True)
     with locked(cell, on_progress, stopped):
         finished = cell.finished()
         if finished is not None:
             return finished
+        check_code(cell.origin.files)
         task = job(cell, _next_attempt(cell.directory), command)
         store.write_json_atomic(cell.directory / "job.json", task)
-        return _run(cell, task, on_progress, stopped)
+        record = _run(cell, task, on_progress, stopped)
+        if not record.is_result:  # the worker may have refused code that changed as it started
+            check_code(cell.origin.files)
+        return record
 
 
 def record_loss(cell: Cell, command: str, error: str, on_progress: OnProgress) -> store.Record:

@@ -9,13 +9,17 @@ from typing import Any
 import pytest
 
 from harness.cells import store
-from harness.cells.identity import Cell
+from harness.cells.code import CodeChanged
+from harness.cells.identity import Cell, job
 from harness.config import RunConfig, to_dict
 from harness.errors import UserError
-from harness.launch import runners
+from harness.launch import launcher, runners
 from harness.study import sweep
 from harness.study.plan import Plan, Request
 from harness.study.search import Fixed, Largest, Point, Rates, Search
+from harness.trackers import NullTracker
+from harness.train.facts import Facts
+from harness.worker import main as worker_main
 
 MakeRun = Callable[..., RunConfig]
 STATUSES = {True: "done", False: "oom"}
@@ -214,6 +218,46 @@ def test_a_time_budget_starts_no_further_cell(
     outcome = run(plan(SEEDS), seconds=15)
     assert (len(worker.ran), outcome.left) == (2, 2)
     assert outcome.stopped == "the time budget of 15 s"
+
+
+def test_an_edit_in_between_stops_the_sweep_once_and_loses_nothing(
+    work: Callable[..., Worker],
+    plan: Callable[[Search], Plan],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    worker = work()
+
+    class Edited(Worker):
+        def __call__(self, cell: Cell, command: str, on_progress: Any) -> store.Record:
+            if len(worker.ran) == 2:
+                raise CodeChanged("harness/a.py changed")
+            return worker(cell, command, on_progress)
+
+    monkeypatch.setattr(runners, "launch", Edited())
+    with pytest.raises(CodeChanged, match=r"a\.py changed"):
+        run(plan(SEEDS))
+    assert len(listed(tmp_path)) == 4
+    _, records = store.load_study(tmp_path / "runs" / "test")
+    assert [record.status for record in records] == ["done", "done"]
+    work()
+    assert run(plan(SEEDS)).counts == {"done": 4}
+
+
+def test_a_cell_of_other_code_is_not_started_and_its_worker_refuses_it(
+    plan: Callable[[Search], Plan], tmp_path: Path
+) -> None:
+    cell = plan(SEEDS).known().cells[0]
+    assert "harness/train/loop.py" in cell.origin.files
+    other = dataclasses.replace(cell.origin, files={"harness/train/loop.py": "0:0"})
+    other_cell = dataclasses.replace(cell, origin=other)
+    with pytest.raises(CodeChanged, match=r"harness/train/loop\.py changed after the runs were"):
+        launcher.launch(other_cell, "c", print)
+    assert not store.has_record(cell.directory)
+    assert not (cell.directory / "job.json").exists()
+    task = job(other_cell, 1, "c")
+    with pytest.raises(CodeChanged, match="loop"):
+        worker_main._run_task(cell.config, task, tmp_path, NullTracker(), Facts(print))
 
 
 def test_estimates_come_from_what_ran_and_are_told(
