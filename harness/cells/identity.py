@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -85,23 +85,27 @@ def identify(config: RunConfig, origin: Origin, reads: Collection[str]) -> Cell:
 
     Ids are 16 hex digits of SHA-256 over the settings, the data, the code and the libraries.
     """
-    launch = computed(to_dict(config.launch))
-    name = _digest(config, {"launch": launch} if launch else {}, origin, reads)
-    together = replace(config, micro_batch=config.micro_batch * config.launch.nproc)
-    return Cell(name, _digest(together, {}, origin, reads), label(config), config, origin)
+    values = to_dict(config)
+    settings = _settings(values, reads)
+    launch = computed(values["launch"])
+    name = _digest({**settings, **({"launch": launch} if launch else {})}, origin)
+    together = config.micro_batch * config.launch.nproc
+    run = _digest({**settings, "micro_batch": together}, origin)
+    return Cell(name, run, label(config), config, origin)
 
 
-def _digest(config: RunConfig, more: dict[str, Any], origin: Origin, reads: Collection[str]) -> str:
-    identity: dict[str, Any] = to_dict(config)
-    task = {key: value for key, value in identity["task"].items() if key in reads}
-    for key in NOT_IDENTITY:
-        identity.pop(key)
-    for group, keys in NAMES.items():
-        for key in keys:
-            identity[group].pop(key)
-    identity |= {"task": {"kind": config.task.kind, **task}, **more}
+def _settings(values: dict[str, Any], reads: Collection[str]) -> dict[str, Any]:
+    """What of a configuration decides the numbers of a cell of one process."""
+    kept = {key: value for key, value in values.items() if key not in NOT_IDENTITY}
+    for group, names in NAMES.items():
+        kept[group] = {key: value for key, value in kept[group].items() if key not in names}
+    task = {key: value for key, value in values["task"].items() if key in reads}
+    return {**kept, "task": {**task, "kind": values["task"]["kind"]}}
+
+
+def _digest(settings: dict[str, Any], origin: Origin) -> str:
     rest = [origin.data, origin.code, origin.libraries, origin.weights]
-    text = json.dumps([identity, *rest], sort_keys=True)
+    text = json.dumps([settings, *rest], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

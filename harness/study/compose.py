@@ -1,13 +1,14 @@
 """From Hydra's configuration to the typed one, also for the cells that a search adds later."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, flag_override
 
-from harness.config import RunConfig, from_dict, to_dict
+from harness.config import RunConfig, from_dict
 from harness.study.parts import override_list
 from harness.study.search import Point
 
@@ -42,11 +43,15 @@ class Composer:
         text = json.dumps(rest)
         if text not in self._composed:
             self._composed[text] = self._compose(rest)
-        values = to_dict(self._composed[text])
+        config: Any = self._composed[text]
         for key, value in plain.items():
-            *path, name = key.split(".")
-            (values[path[0]] if path else values)[name] = value
-        return from_dict(RunConfig, values)
+            group, _, name = key.rpartition(".")
+            part: Any = getattr(config, group) if group else config
+            checked = from_dict(type(part), {name: value}, f"{group}." if group else "")
+            part = replace(part, **{name: getattr(checked, name)})
+            config = replace(config, **{group: part}) if group else part
+        composed: RunConfig = config
+        return composed
 
     def _compose(self, point: Point) -> RunConfig:
         composed = self._engine.compose_config(
