@@ -1,6 +1,7 @@
 """All cells of one command: fixed lists at once, searches as far as their answers reach."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -8,6 +9,7 @@ from typing import NamedTuple
 from harness.cells import store
 from harness.cells.identity import Cell
 from harness.config import RunConfig
+from harness.errors import UserError
 from harness.study.planner import Planner, Workers
 from harness.study.search import Point, Rates, Search
 
@@ -19,24 +21,55 @@ class Request(NamedTuple):
     configure: Callable[[Point], RunConfig]
 
 
+class Results:
+    """The results on disk that count for one command: all but those that it is to run again.
+
+    `again` are statuses, or ids of cells. Raises UserError for anything else.
+    """
+
+    def __init__(self, again: Collection[str] = ()) -> None:
+        self._again, self._renewed = set(again), set[str]()
+        for word in again:
+            if word not in store.STATUSES and not re.fullmatch("[0-9a-f]{16}", word):
+                raise UserError(
+                    f"--rerun {word} is not known; allowed: {', '.join(store.STATUSES)}, or the id "
+                    "of a cell, 16 hexadecimal digits."
+                )
+
+    def of(self, cell: Cell) -> store.Record | None:
+        """The cell's result; None where it has to run."""
+        record = cell.finished()
+        if record is None or cell.id in self._renewed:
+            return record
+        return None if {record.status, cell.id} & self._again else record
+
+    def renew(self, cell: Cell) -> None:
+        """Make way for the new result of a cell that is about to run."""
+        if cell.finished() is not None and self.of(cell) is None:
+            (cell.directory / store.RECORD_FILE).unlink(missing_ok=True)
+        self._renewed.add(cell.id)
+
+
 class Known(NamedTuple):
     """What is known of a plan by now.
 
-    `cells` holds each cell once, in the order to run them; `open` says that answers may add more,
-    `at_most` in all; `notes` are the conclusions of the searches that have ended.
+    `cells` holds each cell once, in the order to run them, and `results` what they have on disk;
+    `open` says that answers may add more, `at_most` in all; `notes` are the conclusions of the
+    searches that have ended.
     """
 
     cells: list[Cell]
     open: bool
     at_most: int
     notes: list[str]
+    results: Results
 
 
 class CellList:
     """A plan whose cells are all known, for callers that have planned them."""
 
     def __init__(self, cells: list[Cell]) -> None:
-        self._known = Known(cells, False, len(cells), [])
+        self._known = Known(cells, False, len(cells), [], Results())
 
     def answer(self, record: store.Record) -> None:
         """Records change nothing here."""
@@ -56,12 +89,18 @@ class Plan:
     """Grows as records come in; `answer` hands it a record of this command's own."""
 
     def __init__(
-        self, requests: list[Request], progress: bool = True, workers: Workers | None = None
+        self,
+        requests: list[Request],
+        progress: bool = True,
+        workers: Workers | None = None,
+        rerun: Collection[str] = (),
     ) -> None:
         """Check and name every cell that is known from the start, before anything runs.
 
-        `workers` will run them, None for this process. Raises UserError with one sentence.
+        `workers` will run them, None for this process; results whose status or id is in `rerun`
+        count as not there. Raises UserError with one sentence.
         """
+        self._results = Results(rerun)
         self._planner = Planner(progress, workers)
         self._answers: dict[str, store.Record] = {}
         self._entries = [_Entry(request, {}) for request in requests]
@@ -92,12 +131,12 @@ class Plan:
             is_open |= state.open
             at_most += entry.request.search.at_most() if state.open else len(state.points)
             notes += state.notes
-        return Known(list(cells.values()), is_open, at_most, notes)
+        return Known(list(cells.values()), is_open, at_most, notes, self._results)
 
     def _look(self, entry: _Entry, point: Point) -> store.Record | None:
         cell = self._cell(entry, point)
         if cell.id not in self._answers:
-            record = cell.finished()
+            record = self._results.of(cell)
             if record is None:
                 return None
             self._answers[cell.id] = record

@@ -15,7 +15,7 @@ from harness.config.groups import configs_dir
 from harness.launch.runners import OneByOne, Runner
 from harness.study import live
 from harness.study.estimate import Estimator, duration, total
-from harness.study.plan import CellList, Known, Plan
+from harness.study.plan import CellList, Known, Plan, Results
 from harness.study.planner import plan
 from harness.study.study_file import write_study
 
@@ -82,7 +82,7 @@ class Sweep:
         self._runner = runner or OneByOne()
         self._outcome = Outcome()
         self._handled: set[str] = set()
-        self._known = Known([], False, 0, [])
+        self._known = Known([], False, 0, [], Results())
         self._todo: dict[str, Cell] = {}  # known cells without a result
         self._running: dict[str, tuple[str, float]] = {}  # line in a log, share that is done
         self._warned: set[tuple[str, str]] = set()
@@ -111,16 +111,17 @@ class Sweep:
         earlier = {cell.id for cell in self._known.cells}
         self._known = self._plan.known()
         new = [cell for cell in self._known.cells if cell.id not in earlier]
-        self._todo |= {cell.id: cell for cell in new if cell.finished() is None}
+        self._todo |= {cell.id: cell for cell in new if self._known.results.of(cell) is None}
 
     def _handle(self, waiting: list[Cell], on_record: OnRecord | None) -> bool:
         """Keep the first waiting cell or run a batch; False when a limit was reached instead."""
-        record = waiting[0].finished()
+        results = self._known.results
+        record = results.of(waiting[0])
         if record is not None:
             self._take(waiting[0], record, "kept", on_record)
             return True
         # Another command may have run some of them by now.
-        self._todo = {cell.id: cell for cell in waiting if cell.finished() is None}
+        self._todo = {cell.id: cell for cell in waiting if results.of(cell) is None}
         self._outcome.stopped = self._limit_reached()
         if self._outcome.stopped is not None:
             self._outcome.left = len(self._todo)
@@ -130,6 +131,8 @@ class Sweep:
         deadline = None
         if self._limits.seconds is not None:
             deadline = time.time() + self._limits.seconds - (time.monotonic() - self._started)
+        for cell in batch:
+            results.renew(cell)
         # Closed at once when this loop is left, so that no worker runs on after a Ctrl-C.
         with closing(self._runner.run(batch, self._command, deadline, self._report)) as ended:
             for cell, record, seconds in ended:
@@ -225,7 +228,7 @@ def _results_dir() -> Path:
 
 def opening_line(known: Known, estimator: Estimator) -> str:
     """What is planned, what of it is to run, and what that will take."""
-    waiting = [cell for cell in known.cells if cell.finished() is None]
+    waiting = [cell for cell in known.cells if known.results.of(cell) is None]
     line = f"{len(known.cells)} cells, {len(waiting)} to run"
     if waiting:
         line += f": {total(estimator.estimate(cell.config) for cell in waiting)}"
@@ -254,7 +257,7 @@ def dry_run(known: Known) -> str:
     estimator = Estimator(record_folders(known.cells))
     lines = []
     for cell in known.cells:
-        record = cell.finished()
+        record = known.results.of(cell)
         estimate = None if record else estimator.estimate(cell.config)
         status = record.status if record else "to run"
         time_left = f"~{duration(estimate.seconds)}" if estimate else "" if record else "~?"

@@ -17,7 +17,6 @@ from harness.launch import launcher, runners
 from harness.study import sweep
 from harness.study.plan import Plan, Request
 from harness.study.search import Fixed, Largest, Point, Rates, Search
-from harness.trackers import NullTracker
 from harness.train.facts import Facts
 from harness.worker import main as worker_main
 
@@ -78,7 +77,7 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Worker]:
 
 
 @pytest.fixture
-def plan(make_run: MakeRun) -> Callable[[Search], Plan]:
+def plan(make_run: MakeRun) -> Callable[..., Plan]:
     """A plan of a search over a tiny configuration."""
     base = make_run()
 
@@ -94,7 +93,7 @@ def plan(make_run: MakeRun) -> Callable[[Search], Plan]:
             study=dataclasses.replace(base.study, parts={"p": {}}),
         )
 
-    return lambda search: Plan([Request(search, configure)], progress=False)
+    return lambda search, *rerun: Plan([Request(search, configure)], progress=False, rerun=rerun)
 
 
 LARGEST = Largest([{"part": "p", "optimizer": "adamw"}], "micro_batch", range(1, 65))
@@ -220,6 +219,42 @@ def test_a_time_budget_starts_no_further_cell(
     assert outcome.stopped == "the time budget of 15 s"
 
 
+def test_results_run_again_where_asked_by_status_or_id(
+    work: Callable[..., Worker], plan: Callable[..., Plan], tmp_path: Path
+) -> None:
+    work(capacity=3)
+    run(plan(LARGEST))  # 1, 2 and 3 are done, 4 is not
+    larger = work(capacity=5)
+    assert run(plan(LARGEST)).counts == {"done": 3, "oom": 1}
+    assert larger.ran == []
+    text = sweep.dry_run(plan(LARGEST, "oom").known())
+    assert "4 to run" not in text
+    assert "1 to run" in text
+    assert run(plan(LARGEST, "oom")).counts == {"done": 4, "oom": 2}  # now 8 and 6 fail, 5 fits
+    records = store.load_study(tmp_path / "runs" / "test")[1]
+    by_id = {record.id: record.config["micro_batch"] for record in records}
+    assert [by_id[name] for name in larger.ran] == [4, 8, 6, 5]
+    again = work(capacity=5)
+    asked = [larger.ran[0], larger.ran[2]]
+    assert run(plan(LARGEST, *asked)).counts == {"done": 4, "oom": 2}
+    assert again.ran == asked
+    with pytest.raises(UserError, match=r"^--rerun omm is not known; allowed: done, .*, or the id"):
+        plan(LARGEST, "omm")
+
+
+def test_a_result_stays_until_its_cell_runs_again(
+    work: Callable[..., Worker], plan: Callable[..., Plan], tmp_path: Path
+) -> None:
+    work()
+    run(plan(SEEDS))
+    work(killed_at=1)
+    with pytest.raises(KeyboardInterrupt):
+        run(plan(SEEDS, "done"))
+    assert len(store.load_study(tmp_path / "runs" / "test")[1]) == 3  # the second was about to run
+    work()
+    assert run(plan(SEEDS)).counts == {"done": 4}
+
+
 def test_an_edit_in_between_stops_the_sweep_once_and_loses_nothing(
     work: Callable[..., Worker],
     plan: Callable[[Search], Plan],
@@ -257,7 +292,7 @@ def test_a_cell_of_other_code_is_not_started_and_its_worker_refuses_it(
     assert not (cell.directory / "job.json").exists()
     task = job(other_cell, 1, "c")
     with pytest.raises(CodeChanged, match="loop"):
-        worker_main._run_task(cell.config, task, tmp_path, NullTracker(), Facts(print))
+        worker_main._run_task(cell.config, task, tmp_path, None, Facts(print))
 
 
 def test_estimates_come_from_what_ran_and_are_told(
