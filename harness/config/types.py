@@ -245,8 +245,22 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
         return float(value)
     elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
-    wanted = getattr(hint, "__name__", str(hint))
-    raise UserError(f"{key}={value!r} is not of type {wanted}.")
+    raise UserError(f"{key}={value!r} is not of type {type_name(hint)}.")
+
+
+def type_name(hint: Any) -> str:
+    """A type as sentences name it."""
+    return str(hint if typing.get_args(hint) else getattr(hint, "__name__", hint))
+
+
+def key_types(cls: Any = RunConfig, prefix: str = "") -> dict[str, Any]:
+    """The type of every key of a configuration, by its dotted name."""
+    found: dict[str, Any] = {}
+    for name, hint in typing.get_type_hints(cls).items():
+        found[prefix + name] = hint
+        if dataclasses.is_dataclass(hint):
+            found |= key_types(hint, f"{prefix}{name}.")
+    return found
 
 
 def to_dict(config: Any) -> dict[str, Any]:

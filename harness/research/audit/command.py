@@ -11,7 +11,7 @@ import hydra
 from omegaconf import OmegaConf
 
 from harness.cells import provenance
-from harness.cli import bench
+from harness.cli import bench, mistakes
 from harness.config import RunConfig, from_dict, to_dict
 from harness.config.groups import configs_dir
 from harness.errors import UserError
@@ -73,8 +73,8 @@ def run(
     given = sys.argv[1:] if arguments is None else arguments
     try:
         text = work(compose(options.overrides), shlex.join(["python", "-m", module, *given]))
-    except bench.MISTAKES as error:
-        print(f"{module}: {bench.explain(error)}", file=sys.stderr)
+    except mistakes.MISTAKES as error:
+        print(f"{module}: {mistakes.explain(error)}", file=sys.stderr)
         sys.exit(2)
     print(text)
     print(f"Written: {options.output}")

@@ -18,7 +18,6 @@ from harness.cells import store
 from harness.cells.identity import Cell
 from harness.cells.lock import locked
 from harness.cli import bench
-from harness.cli.flags import split_launcher
 from harness.config import RunConfig
 from harness.config.groups import configs_dir
 from harness.errors import UserError
@@ -259,9 +258,3 @@ def test_engines_say_how_wide_they_are_and_what_they_need(
         wanted = rf"launcher={name} .*: pip install -e '.\[{extra}\]' -c constraints.txt"
         with pytest.raises(UserError, match=wanted):
             engine(f"hydra/launcher={name}")
-
-
-def test_the_launchers_arguments_are_kept_from_hydra_unless_it_only_prints() -> None:
-    chosen = ["hydra/launcher=joblib", "+hydra.launcher.verbose=1"]
-    assert split_launcher(["-m", chosen[0], "seed=0,1", chosen[1]]) == (["-m", "seed=0,1"], chosen)
-    assert split_launcher([*chosen, "--cfg", "hydra"]) == ([*chosen, "--cfg", "hydra"], [])
