@@ -1,4 +1,4 @@
-"""What forward and backward passes hold beside the parameters, in bytes, for any model.
+"""Activation memory of a model's forward and backward pass, in bytes, without allocating it.
 
 Method. The model's own code runs forward and backward on tensors without memory (FakeTensorMode)
 with two and with three layers, and the storages alive after every operation are summed. All layers
@@ -30,20 +30,23 @@ the router spreads them.
 """
 
 import sys
+import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import astuple, replace
+from dataclasses import astuple, dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from harness.config import ModelConfig, from_dict, to_dict
 from harness.models import untrained_model
 from harness.models.inputs import example
-from harness.planner.live import LiveStorages, Peaks
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
 
 METHOD = (
     "live storages of the model's own forward and backward pass on tensors without memory, "
@@ -56,6 +59,7 @@ _MASKS = (
     "create_sliding_window_causal_mask",
     "create_bidirectional_mask",
 )
+_ACTIVATION, _COPY, _GRADIENT, _PARAMETER = "activation", "copy", "gradient", "parameter"
 
 
 class Pass(NamedTuple):
@@ -66,6 +70,19 @@ class Pass(NamedTuple):
     precision: str
     checkpointing: bool
     vocab_size: int
+
+
+@dataclass
+class Peaks:
+    """Largest sums of live bytes within a part of the pass.
+
+    `with_gradients`: everything beside the parameters. `with_copies`: without finished gradients.
+    `activations`: without the low-precision copies of weights that autocast makes either.
+    """
+
+    with_gradients: int = 0
+    with_copies: int = 0
+    activations: int = 0
 
 
 def activation_peaks(model: ModelConfig, kind: Pass) -> Peaks:
@@ -100,8 +117,6 @@ def _largest(parts: list[Peaks]) -> Peaks:
 @lru_cache(maxsize=256)
 def _trace(shape: tuple[tuple[str, Any], ...], layers: int, kind: Pass) -> dict[str, Peaks]:
     """Peaks of each part of the pass of a model with this number of layers."""
-    import torch
-    from torch._subclasses.fake_tensor import FakeTensorMode
     from transformers import PreTrainedModel
 
     config = from_dict(ModelConfig, dict(shape))
@@ -125,7 +140,7 @@ def _trace(shape: tuple[tuple[str, Any], ...], layers: int, kind: Pass) -> dict[
 
 
 @contextmanager
-def _whole_sequences(model: "nn.Module") -> Iterator[None]:
+def _whole_sequences(model: nn.Module) -> Iterator[None]:
     """No attention mask, as training on whole sequences takes none.
 
     transformers finds that out from the values of the positions, which fake tensors do not have;
@@ -139,20 +154,18 @@ def _whole_sequences(model: "nn.Module") -> Iterator[None]:
         yield
 
 
-def _mark_parts(model: "nn.Module", layers: int, live: LiveStorages) -> None:
+def _mark_parts(model: nn.Module, layers: int, live: "LiveStorages") -> None:
     """Tell `live` where each part of the pass begins, by hooks on the stack of layers."""
-    from torch import nn
-
     lists = (m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == layers)
     stack = next(lists)
 
-    def begin(part: str, tensor: "Tensor") -> None:
-        def enter(_: "Tensor") -> None:
+    def begin(part: str, tensor: Tensor) -> None:
+        def enter(_: Tensor) -> None:
             live.part = part
 
         tensor.register_hook(enter)
 
-    def before(module: "nn.Module", inputs: Any) -> None:
+    def before(module: nn.Module, inputs: Any) -> None:
         if live.part == "forward" and inputs[0].requires_grad:
             begin("tail", inputs[0])
 
@@ -167,3 +180,72 @@ def _mark_parts(model: "nn.Module", layers: int, live: LiveStorages) -> None:
     stack[0].register_forward_pre_hook(before)
     for index, layer in enumerate(stack):
         layer.register_forward_hook(lambda m, i, output, k=index: after(k, output))
+
+
+class LiveStorages(TorchDispatchMode):
+    """Bytes alive by kind while it is active; `peaks` by part, `part` names the present one.
+
+    As `torch.distributed._tools.MemTracker`: a dispatch mode sees what every operation returns, and
+    a finalizer says when a storage is released. Temporaries inside an operation are not seen. Under
+    FakeTensorMode storages have their size but no memory.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.part = "forward"
+        self.peaks: dict[str, Peaks] = {}
+        self._live = dict.fromkeys((_ACTIVATION, _COPY, _GRADIENT, _PARAMETER), 0)
+        self._storages: dict[int, tuple[str, int]] = {}  # kind and bytes by identity
+        for parameter in model.parameters():
+            self._note(parameter, _PARAMETER)
+            parameter.register_post_accumulate_grad_hook(self._finish_gradient)
+        for buffer in model.buffers():
+            self._note(buffer, _PARAMETER)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operation and count what it returns."""
+        result = _run(func, args, kwargs or {})
+        kind = _ACTIVATION
+        if func is torch.ops.aten._to_copy.default:
+            source, _ = self._storages.get(id(args[0].untyped_storage()), (kind, 0))
+            kind = _COPY if source == _PARAMETER else kind
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._note(leaf, kind)
+        return result
+
+    def _note(self, tensor: Tensor, kind: str) -> None:
+        storage = tensor.untyped_storage()
+        if id(storage) not in self._storages:
+            self._storages[id(storage)] = kind, storage.nbytes()
+            weakref.finalize(storage, self._release, id(storage)).atexit = False
+            self._add(kind, storage.nbytes())
+
+    def _release(self, key: int) -> None:
+        kind, nbytes = self._storages.pop(key)
+        self._live[kind] -= nbytes
+
+    def _finish_gradient(self, parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        self._note(parameter.grad, _GRADIENT)
+        key = id(parameter.grad.untyped_storage())
+        kind, nbytes = self._storages[key]
+        self._live[kind] -= nbytes
+        self._storages[key] = _GRADIENT, nbytes
+        self._add(_GRADIENT, nbytes)
+
+    def _add(self, kind: str, nbytes: int) -> None:
+        self._live[kind] += nbytes
+        live, peaks = self._live, self.peaks.setdefault(self.part, Peaks())
+        copies = live[_ACTIVATION] + live[_COPY]
+        peaks.activations = max(peaks.activations, live[_ACTIVATION])
+        peaks.with_copies = max(peaks.with_copies, copies)
+        peaks.with_gradients = max(peaks.with_gradients, copies + live[_GRADIENT])
+
+
+def _run(func: Any, args: Any, kwargs: Any) -> Any:
+    if func is not torch.ops.aten._grouped_mm.default or args[0].dtype == torch.bfloat16:
+        return func(*args, **kwargs)
+    # The kernel takes float32 too, but its shape function for fake tensors refuses it (torch 2.13).
+    low = func(*(a.bfloat16() for a in args[:2]), *args[2:], **kwargs)
+    return torch.empty_like(low, dtype=args[0].dtype)

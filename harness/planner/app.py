@@ -86,21 +86,18 @@ def _fits(options: argparse.Namespace, words: settings.Words) -> int:
     family, model = words.values.get("family"), words.values.get("model")
     if (family is None) == (model is None):
         raise UserError("--fits needs either family=NAME or model=NAME.")
-    from harness.planner import limits
+    from harness.planner.plan import largest_micro_batch, largest_model, largest_seq_len
     from harness.planner.tables import largest_text
 
     if family is not None:
-        configs = []
-        for name in settings.family_names(family):
-            configs.append(settings.build(words, name))
-        shown, answers = configs[0], {"model": limits.largest_model(configs, limit)}
-        question = f"Largest model of {family} in {options.fits}"
-        titles = {"model": f"{question}, {_tokens(shown)}:"}
+        configs = [settings.build(words, name) for name in settings.family_names(family)]
+        answers = {"model": largest_model(configs, limit)}
+        titles = {"model": f"Largest model of {family} in {options.fits}, {_tokens(configs[0])}:"}
     else:
         shown = settings.build(words)
         answers = {
-            "micro_batch": limits.largest_micro_batch(shown, limit),
-            "seq_len": limits.largest_seq_len(shown, limit),
+            "micro_batch": largest_micro_batch(shown, limit),
+            "seq_len": largest_seq_len(shown, limit),
         }
         place = f"{shown.model.name} in {options.fits}, {shown.precision}"
         titles = {
@@ -131,14 +128,7 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _print(options: argparse.Namespace, answer: Any, text: str) -> None:
-    if not options.json:
-        print(text)
-        return
-
-    def plain(value: Any) -> Any:
-        return dataclasses.asdict(value)
-
-    print(json.dumps(answer, default=plain, indent=1))
+    print(json.dumps(answer, default=dataclasses.asdict, indent=1) if options.json else text)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,5 +1,6 @@
 """What a plan is asked for, read from key=value words as `gefen-bench` takes them."""
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -9,22 +10,17 @@ import yaml
 
 from harness import optimizers
 from harness.config import PRECISIONS, ModelConfig, OptimizerConfig, from_dict
-from harness.config.groups import configs_dir, load_group
+from harness.config.groups import load_group, names
 from harness.errors import UserError
 from harness.models.inputs import for_length, sequence_length
 
 GIB = 2**30
-_MODEL_KEYS = {item.name for item in fields(ModelConfig)}
-_NUMBERS = {
-    "seq_len": 2,
-    "micro_batch": 1,
-    "grad_accumulation": 1,
-    "shards": 1,
-    "vocab_size": 1,
-}
 DEVICES = ("cuda", "cpu")
 ALIASES = {"bf16": "bf16_mixed"}  # what --bf16 of transformers' Trainer means
-_KEYS = ("model", "optimizer", *_NUMBERS, "precision", "device", "headroom_gib", "family")
+_LEAST = {"seq_len": 2, "micro_batch": 1, "grad_accumulation": 1, "shards": 1, "vocab_size": 1}
+_SETTINGS = (*_LEAST, "precision", "device", "headroom_gib")
+_KEYS = ("model", "optimizer", *_SETTINGS, "family")
+_MODEL_KEYS = sorted(item.name for item in fields(ModelConfig))
 
 
 @dataclass
@@ -66,6 +62,11 @@ class PlanConfig:
         return 4 if self.precision == "fp32" else 2
 
 
+def label(optimizer: OptimizerConfig) -> str:
+    """What an optimizer with its settings is called in answers."""
+    return optimizer.variant or optimizer.name
+
+
 @dataclass
 class Words:
     """The command line's key=value words, checked for their names only."""
@@ -79,18 +80,17 @@ def split(words: Sequence[str]) -> Words:
     found = Words()
     for word in words:
         key, sign, value = word.partition("=")
+        name = key.removeprefix("model.")
         if not sign or not value:
             raise UserError(f"{word!r} is not key=value; keys: {', '.join(_KEYS)}, model.KEY.")
-        name = key.removeprefix("model.")
-        if key != name and name in _MODEL_KEYS:
-            found.model[name] = yaml.safe_load(value)
-        elif key in _KEYS:
+        if key in _KEYS:
             found.values[key] = value
-        elif key != name:
-            allowed = ", ".join(sorted(_MODEL_KEYS))
-            raise UserError(f"{key}={value} is not known; keys of a model: {allowed}.")
+        elif key == name:
+            raise UserError(f"{word} is not known; keys: {', '.join(_KEYS)}, model.KEY.")
+        elif name in _MODEL_KEYS:
+            found.model[name] = yaml.safe_load(value)
         else:
-            raise UserError(f"{key}={value} is not known; keys: {', '.join(_KEYS)}, model.KEY.")
+            raise UserError(f"{word} is not known; keys of a model: {', '.join(_MODEL_KEYS)}.")
     return found
 
 
@@ -101,7 +101,7 @@ def build(words: Words, model: str | None = None) -> PlanConfig:
     """
     name = model or words.values.get("model")
     if name is None:
-        raise UserError(f"Which model? Give model=NAME; names: {', '.join(model_names())}.")
+        raise UserError(f"Which model? Give model=NAME; names: {', '.join(names('model'))}.")
     shape = from_dict(ModelConfig, load_group("model", name) | words.model, "model.")
     chosen = [
         from_dict(OptimizerConfig, load_group("optimizer", item), "optimizer.")
@@ -109,16 +109,11 @@ def build(words: Words, model: str | None = None) -> PlanConfig:
     ]
     for optimizer in chosen:
         optimizers.check(optimizer)
-    config = PlanConfig(shape, chosen)
-    for key in _NUMBERS:
-        if key in words.values:
-            setattr(config, key, _number(key, words.values[key]))
+    given = {key: yaml.safe_load(words.values[key]) for key in _SETTINGS if key in words.values}
+    config = from_dict(PlanConfig, {"model": shape, "optimizers": chosen, **given})
+    config.precision = ALIASES.get(config.precision, config.precision)
     config.seq_len = sequence_length(shape, config.seq_len)
     config.model = for_length(shape, config.seq_len)
-    precision = words.values.get("precision", config.precision)
-    config.precision = ALIASES.get(precision, precision)
-    config.device = words.values.get("device", config.device)
-    config.headroom_gib = _headroom(words.values.get("headroom_gib", str(config.headroom_gib)))
     check(config)
     return config
 
@@ -127,12 +122,14 @@ def check(config: PlanConfig) -> None:
     """Refuse values that no training can have. Raises UserError."""
     from harness import models
 
-    if config.precision not in PRECISIONS:
-        allowed = ", ".join(PRECISIONS)
-        raise UserError(f"precision={config.precision} is not known; allowed: {allowed}.")
-    if config.device not in DEVICES:
-        allowed = ", ".join(DEVICES)
-        raise UserError(f"device={config.device} is not known; allowed: {allowed}.")
+    for key, allowed in (("precision", PRECISIONS), ("device", DEVICES)):
+        value = getattr(config, key)
+        if value not in allowed:
+            raise UserError(f"{key}={value} is not known; allowed: {', '.join(allowed)}.")
+    for key, least in {**_LEAST, "headroom_gib": 0}.items():
+        value = getattr(config, key)
+        if not least <= value < math.inf:
+            raise UserError(f"{key}={value} is not allowed; it must be a number from {least} on.")
     models.check(config.model)
     longest = models.max_positions(config.model)
     if config.seq_len > longest:
@@ -151,30 +148,10 @@ def size(text: str) -> int:
     return int(float(found[1]) * units[(found[2] or "GiB").lower()])
 
 
-def model_names() -> list[str]:
-    """All models of configs/model."""
-    return sorted(path.stem for path in (configs_dir() / "model").glob("*.yaml"))
-
-
 def family_names(family: str) -> list[str]:
     """The models whose names begin with `family` and `_`. Raises UserError where there is none."""
-    names = [name for name in model_names() if name.startswith(f"{family}_")]
-    if not names:
-        known = sorted({name.rpartition("_")[0] for name in model_names()})
+    found = [name for name in names("model") if name.startswith(f"{family}_")]
+    if not found:
+        known = sorted({name.rpartition("_")[0] for name in names("model")})
         raise UserError(f"family={family} is not known; allowed: {', '.join(known)}.")
-    return names
-
-
-def _number(key: str, text: str) -> int:
-    least = _NUMBERS[key]
-    if not re.fullmatch(r"[0-9]+", text) or int(text) < least:
-        raise UserError(f"{key}={text} is not allowed; it must be a whole number from {least} on.")
-    return int(text)
-
-
-def _headroom(text: str) -> float:
-    if not re.fullmatch(r"[0-9]*\.?[0-9]+", text):
-        raise UserError(
-            f"headroom_gib={text} is not allowed; it must be a number of GiB from 0 on."
-        )
-    return float(text)
+    return found

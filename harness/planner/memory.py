@@ -1,4 +1,4 @@
-"""Bytes of one rank: parameters, gradients, state, activations, and their largest sum.
+"""Peak memory of one rank: parameters, gradients, optimizer state and activations, in bytes.
 
 Exact, from the shapes on the meta device and the registry's closed forms: parameters, gradients
 and optimizer state. Estimated, by `harness.planner.activations`: what the passes hold beside them.
@@ -34,8 +34,8 @@ from dataclasses import dataclass
 from harness import optimizers
 from harness.config import OptimizerConfig
 from harness.models import ParameterSpec
-from harness.planner.config import PlanConfig
-from harness.planner.live import Peaks
+from harness.planner.activations import Peaks
+from harness.planner.config import PlanConfig, label
 
 ONE, DDP, FSDP = "one device", "ddp", "fsdp"
 
@@ -123,26 +123,24 @@ def estimate(
     trainable = [spec for spec in held if spec.trainable]
     parameters, gradients = width * elements(held), width * elements(trainable)
     state = optimizers.state_bytes(optimizer, trainable, width)
-    if layout == FSDP and not optimizers.shards(optimizer):
-        state = None
     transient = optimizers.step_transient_bytes(optimizer, trainable, width, config.device)
-    moving, activations, backward = 0, peaks.with_copies, peaks.with_gradients
+    # FSDP has released what it gathered when the optimizer steps; DDP keeps its buckets.
+    moving, kept, activations = 0, 0, peaks.with_copies
     if layout == DDP:
-        moving = gradients
+        moving = kept = gradients
     if layout == FSDP:
-        moving = gathered(config, specs)
-        activations = peaks.activations
+        moving, activations = gathered(config, specs), peaks.activations
+        state = state if optimizers.shards(optimizer) else None
+    backward = peaks.with_gradients
     keeps = config.device == "cpu" and not config.exact_peaks
     if layout == FSDP or config.grad_accumulation > 1 or keeps:
         backward = gradients + activations
-    known = None if state is None else parameters + state + moving
-    passes = None if known is None else known + backward
-    # FSDP has released what it gathered when the optimizer steps; DDP keeps its buckets.
-    step = None if known is None else known + gradients + (transient or 0)
-    if step is not None and layout == FSDP:
-        step -= moving
+    passes = step = None
+    if state is not None:
+        passes = parameters + state + moving + backward
+        step = parameters + state + kept + gradients + (transient or 0)
     return Estimate(
-        optimizer.variant or optimizer.name,
+        label(optimizer),
         layout,
         ranks,
         checkpointing,

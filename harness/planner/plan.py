@@ -1,19 +1,26 @@
-"""plan(config): everything that `gefen-plan` says about one model, as plain values."""
+"""What `gefen-plan` says about a model: bytes of a rank, cards that take it, the largest that fits.
 
-from dataclasses import dataclass
+All answers are plain values for every optimizer, with and without activation checkpointing. Nothing
+is allocated. Errors are UserErrors of the models and optimizers.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import lru_cache
+
+from tqdm import tqdm
 
 from harness import models
 from harness.config import ModelConfig, OptimizerConfig, from_dict, to_dict
 from harness.models import ParameterSpec
 from harness.planner import memory
-from harness.planner.activations import METHOD, Pass, activation_peaks
-from harness.planner.config import GIB, PlanConfig
-from harness.planner.live import Peaks
+from harness.planner.activations import METHOD, Pass, Peaks, activation_peaks
+from harness.planner.config import GIB, PlanConfig, label
 from harness.planner.memory import DDP, FSDP, ONE, Estimate
 
 CARDS_GIB = (16, 24, 40, 80, 141)
 MOST_RANKS = 1024
+_LARGEST_MICRO_BATCH = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -46,24 +53,22 @@ class Plan:
     fits: list[Fit]
 
 
-def plan(config: PlanConfig) -> Plan:
-    """Estimates and cards for every optimizer, with and without activation checkpointing.
+@dataclass(frozen=True)
+class Largest:
+    """Answers for one optimizer; None where nothing fits, or where gradients decide the state."""
 
-    Allocates no tensor. Raises UserError as the models and optimizers do.
-    """
-    specs = parameter_specs(config)
+    optimizer: str
+    checkpointing: bool
+    value: str | int | None
+    peak_bytes: int | None
+
+
+def plan(config: PlanConfig) -> Plan:
+    """Estimates and cards for every optimizer, with and without activation checkpointing."""
     layouts = [(ONE, 1), (DDP, 1)] if config.shards == 1 else [(FSDP, config.shards)]
-    estimates, fits = [], []
-    for optimizer in config.optimizers:
-        for checkpointing in (False, True):
-            estimates += [
-                estimate(config, optimizer, layout, ranks, checkpointing)
-                for layout, ranks in layouts
-            ]
-            fits += _fits(config, optimizer, checkpointing)
     return Plan(
         config.model.name,
-        memory.elements(specs),
+        memory.elements(parameter_specs(config)),
         config.seq_len,
         config.micro_batch,
         config.grad_accumulation,
@@ -71,9 +76,24 @@ def plan(config: PlanConfig) -> Plan:
         config.shards,
         config.headroom_gib,
         METHOD,
-        estimates,
-        fits,
+        [
+            estimate(config, optimizer, *layout, checkpointing)
+            for optimizer, checkpointing in _arms(config)
+            for layout in layouts
+        ],
+        [
+            Fit(label(optimizer), card, again, fewest_cards(config, optimizer, again, card * GIB))
+            for optimizer, again in _arms(config)
+            for card in CARDS_GIB
+        ],
     )
+
+
+def _arms(config: PlanConfig) -> Iterator[tuple[OptimizerConfig, bool]]:
+    """Every optimizer without and with activation checkpointing."""
+    for optimizer in config.optimizers:
+        yield optimizer, False
+        yield optimizer, True
 
 
 def parameter_specs(config: PlanConfig) -> tuple[ParameterSpec, ...]:
@@ -123,21 +143,91 @@ def peak_within(
     return peak if peak is not None and peak <= free else None
 
 
-def _fits(config: PlanConfig, optimizer: OptimizerConfig, checkpointing: bool) -> list[Fit]:
-    def fewest(card: int) -> int | None:
-        def takes(ranks: int) -> bool:
-            within = peak_within(config, optimizer, ranks, checkpointing, card * GIB)
-            return within is not None
+def fewest_cards(
+    config: PlanConfig, optimizer: OptimizerConfig, checkpointing: bool, card_bytes: int
+) -> int | None:
+    """How many cards of a size take the model; None where MOST_RANKS do not."""
 
-        if takes(1):
-            return 1
-        if not takes(MOST_RANKS):
-            return None
-        low, high = 1, MOST_RANKS  # bytes of a rank fall with their number
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (low, middle) if takes(middle) else (middle, high)
-        return high
+    def takes(ranks: int) -> bool:
+        return peak_within(config, optimizer, ranks, checkpointing, card_bytes) is not None
 
-    name = optimizer.variant or optimizer.name
-    return [Fit(name, card, checkpointing, fewest(card)) for card in CARDS_GIB]
+    if takes(1):
+        return 1
+    if not takes(MOST_RANKS):
+        return None
+    low, high = 1, MOST_RANKS  # bytes of a rank fall with their number
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if takes(middle) else (middle, high)
+    return high
+
+
+def largest_model(configs: list[PlanConfig], limit_bytes: int) -> list[Largest]:
+    """Of several models with the same settings, the one with most parameters that fits."""
+    by_size = sorted(configs, key=lambda c: memory.elements(parameter_specs(c)), reverse=True)
+    found = []
+    for optimizer, again in _arms(configs[0]):
+        peaks = (
+            (config.model.name, peak_within(config, optimizer, config.shards, again, limit_bytes))
+            for config in by_size
+        )
+        fitting = next((item for item in peaks if item[1] is not None), (None, None))
+        found.append(Largest(label(optimizer), again, *fitting))
+    return found
+
+
+def largest_micro_batch(config: PlanConfig, limit_bytes: int) -> list[Largest]:
+    """The largest micro-batch at the sequence length of `config`, for each optimizer."""
+    return _largest(config, limit_bytes, "micro_batch", 1, _LARGEST_MICRO_BATCH)
+
+
+def largest_seq_len(config: PlanConfig, limit_bytes: int) -> list[Largest]:
+    """The longest sequence at the micro-batch of `config`, at most the model's positions."""
+    return _largest(config, limit_bytes, "seq_len", 2, models.max_positions(config.model))
+
+
+def _largest(
+    config: PlanConfig, limit_bytes: int, key: str, least: int, most: int
+) -> list[Largest]:
+    """The largest value of `key` for each optimizer; a terminal shows which pass is planned."""
+    with tqdm(desc=f"planning passes for {key}", unit="", leave=False, disable=None) as bar:
+
+        def search(optimizer: OptimizerConfig, again: bool) -> Largest:
+            peaks: dict[int | None, int | None] = {None: None}
+
+            def fits(value: int) -> bool:
+                bar.set_postfix({"optimizer": label(optimizer), key: value})
+                bar.update()
+                shape = replace(config, **{key: value})  # type: ignore[arg-type]
+                peaks[value] = peak_within(shape, optimizer, config.shards, again, limit_bytes)
+                return peaks[value] is not None
+
+            value = bisect(fits, least, most, start=getattr(config, key))
+            return Largest(label(optimizer), again, value, peaks[value])
+
+        return [search(*arm) for arm in _arms(config)]
+
+
+def bisect(
+    holds: Callable[[int], bool], least: int, most: int, start: int | None = None
+) -> int | None:
+    """The largest number in [least, most] up to which `holds` is true; None if not at `least`.
+
+    Doubles, from `start` if that holds, then halves the gap until it is under 1/16 of the value:
+    what an estimate tells apart.
+    """
+    first = least
+    if start is not None and least < start <= most and holds(start):
+        first = start
+    elif not holds(least):
+        return None
+    low, high = first, most + 1
+    while low * 2 < high:
+        if holds(low * 2):
+            low *= 2
+        else:
+            high = low * 2
+    while high - low > max(1, low // 16):
+        middle = (low + high) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 from harness.models import ParameterSpec
 from harness.planner import memory, plan
+from harness.planner.activations import Peaks
 from harness.planner.config import PlanConfig, build, split
-from harness.planner.live import Peaks
 
 TINY = ("model=gpt2_tiny", "seq_len=64", "precision=fp32", "headroom_gib=0")
 

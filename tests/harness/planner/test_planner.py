@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from harness.cells import store
-from harness.planner import check, limits, memory, plan
+from harness.planner import check, memory, plan
+from harness.planner.activations import Peaks
 from harness.planner.app import main
 from harness.planner.config import GIB, PlanConfig, build, size, split
-from harness.planner.live import Peaks
 
 PUBLISHED = Path(__file__).parents[3] / "results"
 RESULTS = PUBLISHED / "reproduce_full"
@@ -85,20 +85,20 @@ def test_state_that_gradients_decide_gives_no_peak() -> None:
 
 @pytest.mark.parametrize("edge", [1, 2, 3, 15, 16, 17, 100, 999, 1000])
 def test_bisection_finds_the_edge_within_a_sixteenth(edge: int) -> None:
-    found = limits.bisect(lambda n: n <= edge, 1, 1000)
+    found = plan.bisect(lambda n: n <= edge, 1, 1000)
     assert found is not None
     assert found <= edge < found + max(1, found // 16)
     for start in (1, 7, 16, 1000, 2000):
-        started = limits.bisect(lambda n: n <= edge, 1, 1000, start)
+        started = plan.bisect(lambda n: n <= edge, 1, 1000, start)
         assert started is not None
         assert started <= edge < started + max(1, started // 16)
-    assert limits.bisect(lambda n: False, 1, 1000) is None
-    assert limits.bisect(lambda n: False, 1, 1000, 8) is None
+    assert plan.bisect(lambda n: False, 1, 1000) is None
+    assert plan.bisect(lambda n: False, 1, 1000, 8) is None
 
 
 def test_largest_micro_batch_fits_and_a_larger_one_does_not() -> None:
     config, room = tiny("optimizer=adamw"), 24 * 2**20
-    (plain, again) = limits.largest_micro_batch(config, room)
+    (plain, again) = plan.largest_micro_batch(config, room)
     assert isinstance(plain.value, int)
     assert isinstance(again.value, int)
     assert plain.peak_bytes is not None
@@ -106,7 +106,7 @@ def test_largest_micro_batch_fits_and_a_larger_one_does_not() -> None:
     more = replace(config, micro_batch=math.ceil(plain.value * 1.0625) + 1)
     assert plan.peak_within(more, config.optimizers[0], 1, False, room) is None
     short = tiny("optimizer=adamw", "model.max_positions=8", "seq_len=8")
-    assert [item.value for item in limits.largest_seq_len(short, 2**40)] == [8, 8]
+    assert [item.value for item in plan.largest_seq_len(short, 2**40)] == [8, 8]
 
 
 @pytest.mark.parametrize("study", ["reproduce_full", "memory", "capacity", "stam_state"])
