@@ -7,18 +7,19 @@ the source), so that the learning rate is not AdamW's.
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness.config import OptimizerConfig
 from harness.models import ParameterSpec
+from harness.optimizers.closed_forms import STEP_BYTES, decay_flops
 from harness.optimizers.entry import OptimizerEntry
-from harness.optimizers.groups import decay_flops, decay_groups
+from harness.optimizers.groups import construct
+from harness.optimizers.options import flag, number
 
 if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
-_STEP_BYTES = 4
 # Norms of the weights, the update, and of a matrix's rows and columns; inverse root (2) of the
 # clamped moment; times the gradient; p - size u.
 _COMMON_FLOPS = 2 + 2 + 1 + 2 + 1 + 2
@@ -26,17 +27,9 @@ _MATRIX_FLOPS = 2 + 2 + 1 + 1  # row times column, over the mean of the rows
 _VECTOR_FLOPS = 1 + 3
 
 
-def _build(model: "nn.Module", config: OptimizerConfig) -> "Optimizer":
-    from torch.optim import Adafactor
-
-    return Adafactor(
-        decay_groups(model, config.weight_decay),
-        lr=config.lr,
-        eps=(None, config.eps),
-        beta2_decay=config.options.get("beta2_decay", -0.8),
-        d=config.options.get("d", 1.0),
-        foreach=config.options.get("foreach", False),
-    )
+def _build(kind: Any, model: "nn.Module", config: OptimizerConfig) -> "Optimizer":
+    options = {**config.options, "eps": (None, config.eps)}
+    return construct(kind, model, config, options, takes=("lr",))
 
 
 def _state_bytes(
@@ -50,7 +43,7 @@ def _state_bytes(
     for spec in specs:
         n = math.prod(spec.shape)
         total += n if len(spec.shape) < 2 else n // spec.shape[-1] + n // spec.shape[-2]
-    return parameter_bytes * total + _STEP_BYTES * len(specs)
+    return parameter_bytes * total + STEP_BYTES * len(specs)
 
 
 def _flops(config: OptimizerConfig, specs: Sequence[ParameterSpec]) -> int:
@@ -66,11 +59,13 @@ ENTRY = OptimizerEntry(
     name="adafactor",
     source="torch.optim.Adafactor",
     summary="Second moment of rows and columns alone, no first moment: the memory floor.",
-    needs=None,
-    imports=("torch.optim",),
-    options=frozenset({"beta2_decay", "d", "foreach"}),
+    options={
+        "beta2_decay": number(most=0),
+        "d": number(least=1),
+        "foreach": flag(False, null=True),
+    },
+    betas=0,
     build=_build,
     state_bytes=_state_bytes,
     flops=_flops,
-    betas=0,
 )

@@ -10,18 +10,19 @@ The authors advise to treat each value matrix as a whole in short runs: option `
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness.config import OptimizerConfig
 from harness.models import ParameterSpec, head_size_of
+from harness.optimizers.closed_forms import AVERAGE_FLOPS, decay_flops, elements
 from harness.optimizers.entry import OptimizerEntry
-from harness.optimizers.groups import AVERAGE_FLOPS, any_settings, decay_flops, elements
+from harness.optimizers.groups import settings
+from harness.optimizers.options import flag
 
 if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
-_WHOLE_VALUES = True
 _HEADS = ("k_proj", "q_proj", "wq", "wk", "query", "key")
 _VALUES = ("v_proj", "wv", "value")
 _ROWS = (
@@ -33,25 +34,21 @@ _UPDATE_FLOPS = 1 + 1 + 1  # times the size of its block, times the rate, p - u
 _BIAS_FLOPS = AVERAGE_FLOPS + 4 + 3 + 3  # as AdamW
 
 
-def _build(model: "nn.Module", config: OptimizerConfig) -> "Optimizer":
-    from adam_mini import Adam_mini
-
+def _build(kind: Any, model: "nn.Module", config: OptimizerConfig) -> "Optimizer":
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     head_size = head_size_of(model)
     for name, p in named:
         _check(name, p.shape, head_size, config)
-    optimizer = Adam_mini(
+    optimizer = kind(
         iter(named),
-        lr=config.lr,
-        betas=(config.betas[0], config.betas[1]),
-        eps=config.eps,
+        **settings(config),
         weight_decay=config.weight_decay,
         verbose=False,
     )
     # The package takes every visible device for a rank among which it sums gradients; here each
     # rank has them whole (DDP), or a DTensor sums over its own ranks (FSDP2).
     optimizer.world_size = 1
-    if _whole_values(config):
+    if config.options["whole_values"]:
         optimizer.wv_names = set()
     for group in optimizer.param_groups:
         (p,) = group["params"]
@@ -76,14 +73,10 @@ def _replicate_scalars(optimizer: "Optimizer") -> None:
                 state["vmean"] = DTensor.from_local(moment, mesh, [Replicate()] * mesh.ndim)
 
 
-def _whole_values(config: OptimizerConfig) -> bool:
-    return bool(config.options.get("whole_values", _WHOLE_VALUES))
-
-
 def _kind(name: str, config: OptimizerConfig) -> str:
     """What shares a second moment in the parameter of that name, in the package's own order."""
     name = name.lower()
-    rows = _ROWS if _whole_values(config) else (*_ROWS, *_VALUES)
+    rows = _ROWS if config.options["whole_values"] else (*_ROWS, *_VALUES)
     if "bias" in name:
         return "element"
     if any(part in name for part in _HEADS):
@@ -139,10 +132,9 @@ ENTRY = OptimizerEntry(
     source="adam_mini.Adam_mini",
     summary="AdamW with one second moment for each head, neuron or token.",
     needs="adam-mini",
-    imports=("adam_mini",),
-    options=frozenset({"whole_values"}),
+    options={"whole_values": flag(True)},
     build=_build,
     state_bytes=_state_bytes,
     flops=_flops,
-    shards=any_settings,
+    shards=True,
 )

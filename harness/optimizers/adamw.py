@@ -4,30 +4,13 @@ Loshchilov and Hutter, "Decoupled Weight Decay Regularization", arXiv 1711.05101
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from harness.config import OptimizerConfig
 from harness.models import ParameterSpec
+from harness.optimizers.closed_forms import ADAM_FLOPS, STEP_BYTES, decay_flops, elements
 from harness.optimizers.entry import OptimizerEntry
-from harness.optimizers.groups import ADAM_FLOPS, any_settings, decay_flops, decay_groups, elements
-
-if TYPE_CHECKING:
-    from torch import nn
-    from torch.optim import Optimizer
-
-_STEP_BYTES = 4
-
-
-def _build(model: "nn.Module", config: OptimizerConfig) -> "Optimizer":
-    from torch.optim import AdamW
-
-    return AdamW(
-        decay_groups(model, config.weight_decay),
-        lr=config.lr,
-        betas=(config.betas[0], config.betas[1]),
-        eps=config.eps,
-        **config.options,
-    )
+from harness.optimizers.groups import construct
+from harness.optimizers.options import flag
 
 
 def _state_bytes(
@@ -35,7 +18,7 @@ def _state_bytes(
 ) -> int:
     """Two moments in the parameter's dtype (a third with amsgrad), one float32 step a tensor."""
     moments = 3 if config.options.get("amsgrad") else 2
-    return moments * parameter_bytes * elements(specs) + _STEP_BYTES * len(specs)
+    return moments * parameter_bytes * elements(specs) + STEP_BYTES * len(specs)
 
 
 def _flops(config: OptimizerConfig, specs: Sequence[ParameterSpec]) -> int:
@@ -58,12 +41,10 @@ ENTRY = OptimizerEntry(
     name="adamw",
     source="torch.optim.AdamW",
     summary="Adam with decoupled weight decay; two moments for every element.",
-    needs=None,
-    imports=("torch.optim",),
-    options=frozenset({"fused", "foreach", "amsgrad"}),
-    build=_build,
+    build=construct,
+    options={"fused": flag(null=True), "foreach": flag(null=True), "amsgrad": flag()},
     state_bytes=_state_bytes,
     flops=_flops,
     step_transient_bytes=_step_transient_bytes,
-    shards=any_settings,
+    shards=True,
 )

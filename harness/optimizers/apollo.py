@@ -1,4 +1,4 @@
-"""APOLLO and APOLLO-Mini: gradients scaled by a low-rank AdamW (see `apollo_optimizer`).
+"""APOLLO and APOLLO-Mini: gradients scaled by a low-rank AdamW (see `implementations.apollo`).
 
 Zhu et al., "APOLLO: SGD-like Memory, AdamW-level Performance", arXiv 2412.05270. Embeddings, the
 head, biases and norms take AdamW, as in the authors' training script.
@@ -11,21 +11,15 @@ from typing import TYPE_CHECKING, Any
 from harness.config import OptimizerConfig
 from harness.models import ParameterSpec
 from harness.optimizers import galore
+from harness.optimizers.closed_forms import AVERAGE_FLOPS, SQUARE_AVERAGE_FLOPS, decay_flops
 from harness.optimizers.entry import OptimizerEntry
-from harness.optimizers.groups import (
-    AVERAGE_FLOPS,
-    SQUARE_AVERAGE_FLOPS,
-    decay_flops,
-    decay_groups,
-    drop_empty,
-    is_hidden_matrix,
-)
+from harness.optimizers.groups import is_hidden_matrix, settings
+from harness.optimizers.options import choice, integer, number
 
 if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
-_SETTINGS = ("scale_type", "scale", "update_proj_gap")
 # Both moments; root over its correction plus eps (3), quotient, correction.
 _DIRECTION_FLOPS = AVERAGE_FLOPS + SQUARE_AVERAGE_FLOPS + 3 + 2
 _NORMS_FLOPS = 2 * 2  # of R and of R~
@@ -33,26 +27,10 @@ _SCALING_FLOPS = 1 + 2 + 1 + 1  # G S, its norm, the bound on growth, sqrt(scale
 _UPDATE_FLOPS = 2
 
 
-def _build(model: "nn.Module", config: OptimizerConfig) -> "Optimizer":
-    from harness.optimizers.implementations.apollo import APOLLO
-
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    rank = galore.rank_of(config, ((name, p.shape) for name, p in named))
-    hidden = [p for name, p in named if is_hidden_matrix(name, p.shape)]
-    identities = {id(p) for p in hidden}
-    groups: list[dict[str, Any]] = [
-        {"params": hidden, "weight_decay": config.weight_decay, "rank": rank}
-    ]
-    for group in decay_groups(model, config.weight_decay):
-        rest = [p for p in group["params"] if id(p) not in identities]
-        groups.append({**group, "params": rest})
-    return APOLLO(
-        drop_empty(groups),
-        lr=config.lr,
-        betas=(config.betas[0], config.betas[1]),
-        eps=config.eps,
-        **{key: config.options[key] for key in _SETTINGS if key in config.options},
-    )
+def _build(kind: Any, model: "nn.Module", config: OptimizerConfig) -> "Optimizer":
+    own = {key: value for key, value in config.options.items() if key != "rank"}
+    optimizer: Optimizer = kind(galore.groups_of(model, config), **settings(config), **own)
+    return optimizer
 
 
 def _state_bytes(
@@ -87,9 +65,12 @@ def _entry(name: str, summary: str) -> OptimizerEntry:
         name=name,
         source="harness.optimizers.implementations.apollo.APOLLO",
         summary=summary,
-        needs=None,
-        imports=("harness.optimizers.implementations.apollo",),
-        options=frozenset({"rank", *_SETTINGS}),
+        options={
+            "rank": integer(1, None, null=True),
+            "scale_type": choice("channel", "tensor", default="channel"),
+            "scale": number(1.0, above=0),
+            "update_proj_gap": integer(1, 200),
+        },
         build=_build,
         state_bytes=_state_bytes,
         flops=_flops,

@@ -4,17 +4,21 @@ Dettmers et al., "8-bit Optimizers via Block-wise Quantization", arXiv 2110.0286
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness.config import OptimizerConfig
 from harness.models import ParameterSpec
-from harness.optimizers.groups import elements
+from harness.optimizers.closed_forms import decay_flops, elements
+from harness.optimizers.entry import OptimizerEntry
+from harness.optimizers.groups import construct
+from harness.optimizers.options import flag, integer
 
 if TYPE_CHECKING:
     from bitsandbytes.optim.optimizer import Optimizer8bit
+    from torch import nn
+    from torch.optim import Optimizer
 
-OPTIONS = frozenset({"min_8bit_size", "is_paged"})
 _BLOCK = 256
 _MIN_8BIT_SIZE = 4096
 _CODE_TABLE_BYTES = 256 * 4
@@ -22,11 +26,51 @@ _CODE_TABLE_BYTES = 256 * 4
 _CODEC_FLOPS = 1 + 2 + 1 + 8
 
 
-def with_shared_tables(kind: "type[Optimizer8bit]", tables: Mapping[str, str]) -> Any:
-    """`kind` whose code tables stay one storage each when a checkpoint is loaded.
+def entry(
+    *,
+    name: str,
+    source: str,
+    summary: str,
+    tables: Mapping[str, str],
+    flops: int,
+    construct: "Callable[[Any, nn.Module, OptimizerConfig], Optimizer]" = construct,
+) -> OptimizerEntry:
+    """An entry for a class of bitsandbytes with a code table for each of its moments.
 
-    `tables` maps the key of a table in a tensor's state to its name in `name2qmap`.
+    `tables` maps the key of a table in a tensor's state to its name in `name2qmap`; `flops` are
+    those of the same optimizer in float32, for each element.
     """
+
+    def build(kind: Any, model: "nn.Module", config: OptimizerConfig) -> "Optimizer":
+        return construct(with_shared_tables(kind, tables), model, config)
+
+    def state_bytes(
+        config: OptimizerConfig, specs: Sequence[ParameterSpec], parameter_bytes: int
+    ) -> int:
+        return len(tables) * _moment_bytes(config, specs)
+
+    def count(config: OptimizerConfig, specs: Sequence[ParameterSpec]) -> int:
+        """Those in float32, and 12 for each element of a quantised moment (source, section 2).
+
+        Counted from the method: a binary search, whatever an implementation does instead.
+        """
+        codec = len(tables) * _CODEC_FLOPS * elements(_quantised(config, specs))
+        return flops * elements(specs) + codec + decay_flops(config, specs)
+
+    return OptimizerEntry(
+        name=name,
+        source=source,
+        summary=summary,
+        needs="bitsandbytes",
+        options={"min_8bit_size": integer(0, _MIN_8BIT_SIZE), "is_paged": flag()},
+        build=build,
+        state_bytes=state_bytes,
+        flops=count,
+    )
+
+
+def with_shared_tables(kind: "type[Optimizer8bit]", tables: Mapping[str, str]) -> Any:
+    """`kind` whose code tables stay one storage each when a checkpoint is loaded."""
 
     class SharedTables(kind):  # type: ignore[misc, valid-type]
         """Loading leaves each tensor with code tables of its own; share them again."""
@@ -43,26 +87,19 @@ def with_shared_tables(kind: "type[Optimizer8bit]", tables: Mapping[str, str]) -
     return SharedTables
 
 
-def state_bytes(config: OptimizerConfig, specs: Sequence[ParameterSpec], moments: int) -> int:
+def _quantised(config: OptimizerConfig, specs: Sequence[ParameterSpec]) -> list[ParameterSpec]:
+    smallest = config.options["min_8bit_size"]
+    return [spec for spec in specs if math.prod(spec.shape) >= smallest]
+
+
+def _moment_bytes(config: OptimizerConfig, specs: Sequence[ParameterSpec]) -> int:
     """A moment: a byte an element and a float32 scale a block; small tensors stay in float32.
 
-    The code tables, one for each moment, are one storage each for all quantised tensors, and the
-    step counts are Python numbers. The parameter's dtype does not matter.
+    The code table of a moment is one storage for all quantised tensors, and step counts are Python
+    numbers. The parameter's dtype does not matter.
     """
-    smallest = int(config.options.get("min_8bit_size", _MIN_8BIT_SIZE))
-    sizes = [math.prod(spec.shape) for spec in specs]
-    quantised = [n for n in sizes if n >= smallest]
-    exact = 4 * sum(n for n in sizes if n < smallest)
-    blocks = sum(math.ceil(n / _BLOCK) for n in quantised)
+    quantised = _quantised(config, specs)
+    codes = elements(quantised)
+    blocks = sum(math.ceil(math.prod(spec.shape) / _BLOCK) for spec in quantised)
     table = _CODE_TABLE_BYTES if quantised else 0
-    return moments * (exact + sum(quantised) + 4 * blocks + table)
-
-
-def codec_flops(config: OptimizerConfig, specs: Sequence[ParameterSpec], moments: int) -> int:
-    """12 for each element of a quantised moment, to decode and encode it (source, section 2).
-
-    Counted from the method: a binary search, whatever an implementation does instead.
-    """
-    smallest = int(config.options.get("min_8bit_size", _MIN_8BIT_SIZE))
-    quantised = [spec for spec in specs if math.prod(spec.shape) >= smallest]
-    return moments * _CODEC_FLOPS * elements(quantised)
+    return 4 * (elements(specs) - codes) + codes + 4 * blocks + table

@@ -1,15 +1,23 @@
-"""What the registry knows about an optimizer."""
+"""`OptimizerEntry`: all that the harness knows about one optimizer, filled in by its file."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from harness.config import OptimizerConfig
 from harness.models import ParameterSpec
+from harness.optimizers.options import UNSET, Option
 
 if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
+
+# Closed forms, from the configuration (defaults of options filled in), the trainable parameters and
+# the bytes of one parameter element; the last one also from the device, cpu or cuda. None where
+# gradients decide it, or where it is not known with these settings.
+StateBytes = Callable[[OptimizerConfig, Sequence[ParameterSpec], int], int | None]
+Flops = Callable[[OptimizerConfig, Sequence[ParameterSpec]], int | None]
+TransientBytes = Callable[[OptimizerConfig, Sequence[ParameterSpec], int, str], int | None]
 
 
 @dataclass(frozen=True)
@@ -18,30 +26,25 @@ class OptimizerEntry:
 
     Attributes:
         name: as in configs.
-        source: the implementation: package and class.
+        source: the implementation, "module.Class".
         summary: one sentence.
-        needs: pip name of the package, None where the base install has it in any case.
-        imports: modules that building it imports (to count them before a memory baseline).
-        options: allowed keys of `OptimizerConfig.options`.
-        build: makes the optimizer for the trainable parameters of a model.
-        state_bytes: closed form of the bytes of its state after one step with a gradient for
-            every parameter, from the trainable parameters and the bytes of one parameter element;
-            None where gradients decide it, so that it is not known in advance.
-        flops: closed form of the floating-point operations of one step, from the trainable
-            parameters; None where it is not known, or returned where gradients decide it.
+        state_bytes: the bytes of its state after one step with a gradient for every parameter.
+        flops: the floating-point operations of one step; None where nobody has counted them.
+        step_transient_bytes: the temporary bytes of one step; None where it is not known.
+        options: the allowed keys of `OptimizerConfig.options` and their values.
         betas: how many numbers `OptimizerConfig.betas` has.
-        check: answers what else a user can get wrong, such as files that are not there, with
-            UserError; imports no optimizer library.
-        preload: imports what no module of `imports` names, before a memory baseline.
-        step_transient_bytes: closed form of the temporary bytes of a step, arguments as those of
-            `state_bytes` and the device, cpu or cuda; None where it is not known, or returned for
-            settings where it is not.
-        shards: whether it steps parameters that FSDP2 has cut (DTensors) as it steps whole ones,
-            with these settings; None where it does not, or nobody has checked.
+        build: makes the optimizer of the class `source` for the trainable parameters of a model
+            (`harness.optimizers.groups.construct` where the class takes all options).
+        needs: how to install it, a pip name; None where the base install has it.
+        imports: modules that building it imports; empty where that of `source` is all.
+        preload: imports what `imports` does not name, before a memory baseline.
+        check: answers with UserError what else a user can get wrong, such as files that are not
+            there; imports no optimizer library.
+        shards: whether it steps parameters that FSDP2 has cut (DTensors) as it steps whole ones;
+            False also where nobody has checked.
         checkpoint_classes: what its state holds beside tensors and plain values, as
             "module.Class": a checkpoint may hold these and nothing else.
-        prepare: builds what is compiled once a machine and returns the seconds that took; None
-            where nothing is.
+        prepare: builds what is compiled once a machine and returns the seconds that took.
         instrument: whether it breaks a promise on purpose to test the harness: it is found by its
             name and never suggested.
     """
@@ -49,19 +52,27 @@ class OptimizerEntry:
     name: str
     source: str
     summary: str
-    needs: str | None
-    imports: tuple[str, ...]
-    options: frozenset[str]
-    build: "Callable[[nn.Module, OptimizerConfig], Optimizer]"
-    state_bytes: Callable[[OptimizerConfig, Sequence[ParameterSpec], int], int | None]
-    flops: Callable[[OptimizerConfig, Sequence[ParameterSpec]], int | None] | None = None
-    prepare: Callable[[], float] | None = None
-    step_transient_bytes: (
-        Callable[[OptimizerConfig, Sequence[ParameterSpec], int, str], int | None] | None
-    ) = None
+    build: "Callable[[Any, nn.Module, OptimizerConfig], Optimizer]"
+    state_bytes: StateBytes
+    flops: Flops | None = None
+    step_transient_bytes: TransientBytes | None = None
+    options: Mapping[str, Option] = field(default_factory=dict)
     betas: int = 2
-    check: Callable[[OptimizerConfig], None] | None = None
+    needs: str | None = None
+    imports: tuple[str, ...] = ()
     preload: Callable[[OptimizerConfig], None] | None = None
-    shards: Callable[[OptimizerConfig], bool] | None = None
+    check: Callable[[OptimizerConfig], None] | None = None
+    shards: bool | Callable[[OptimizerConfig], bool] = False
+    prepare: Callable[[], float] | None = None
     instrument: bool = False
     checkpoint_classes: tuple[str, ...] = ()
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Modules that building it imports, to load them before a memory baseline."""
+        return self.imports or (self.source.rpartition(".")[0],)
+
+    def filled(self, config: OptimizerConfig) -> OptimizerConfig:
+        """`config` with the defaults of options that it does not name, where they have one."""
+        own = {key: o.default for key, o in self.options.items() if o.default is not UNSET}
+        return replace(config, options={**own, **config.options})

@@ -15,21 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 from harness.config import OptimizerConfig
 from harness.models import ParameterSpec
+from harness.optimizers.closed_forms import AVERAGE_FLOPS, SQUARE_AVERAGE_FLOPS, decay_flops
 from harness.optimizers.entry import OptimizerEntry
-from harness.optimizers.groups import (
-    AVERAGE_FLOPS,
-    SQUARE_AVERAGE_FLOPS,
-    decay_flops,
-    decay_groups,
-    drop_empty,
-    is_hidden_matrix,
-)
+from harness.optimizers.groups import drop_empty, hidden_and_rest, is_hidden_matrix, settings
+from harness.optimizers.options import flag, integer, number
 
 if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
-_PROJECTION = {"update_proj_gap": 200, "scale": 0.25}
 _RANK_SHARE = 4
 _DIRECTION_FLOPS = AVERAGE_FLOPS + SQUARE_AVERAGE_FLOPS + 3  # both moments, m / (sqrt(v) + eps)
 
@@ -40,37 +34,27 @@ def rank_of(config: OptimizerConfig, named_shapes: Iterable[tuple[str, Sequence[
     The hidden size is the longest of the hidden matrices' shorter sides: every block has a square
     or a wide matrix over the residual stream, also where keys and values are fewer.
     """
-    rank = config.options.get("rank")
+    rank: int | None = config.options["rank"]
     if rank is not None:
-        return int(rank)
+        return rank
     sides = [min(shape) for name, shape in named_shapes if is_hidden_matrix(name, shape)]
     return max(1, max(sides, default=1) // _RANK_SHARE)
 
 
-def _build(model: "nn.Module", config: OptimizerConfig) -> "Optimizer":
-    from pytorch_optimizer import GaLore
+def groups_of(
+    model: "nn.Module", config: OptimizerConfig, **projection: Any
+) -> list[dict[str, Any]]:
+    """A group of hidden matrices with their rank and `projection`, and the rest without."""
+    hidden, rest = hidden_and_rest(model, config.weight_decay)
+    named = ((name, p.shape) for name, p in model.named_parameters() if p.requires_grad)
+    own = {"weight_decay": config.weight_decay, "rank": rank_of(config, named), **projection}
+    return drop_empty([{"params": hidden, **own}, *rest])
 
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    projection: dict[str, Any] = {
-        "rank": rank_of(config, ((name, p.shape) for name, p in named)),
-        **{key: config.options.get(key, value) for key, value in _PROJECTION.items()},
-        "projection_type": "std",
-    }
-    hidden = [p for name, p in named if is_hidden_matrix(name, p.shape)]
-    identities = {id(p) for p in hidden}
-    groups: list[dict[str, Any]] = [
-        {"params": hidden, "weight_decay": config.weight_decay, **projection}
-    ]
-    for group in decay_groups(model, config.weight_decay):
-        rest = [p for p in group["params"] if id(p) not in identities]
-        groups.append({**group, "params": rest})
-    optimizer: Optimizer = GaLore(
-        drop_empty(groups),
-        lr=config.lr,
-        betas=(config.betas[0], config.betas[1]),
-        eps=config.eps,
-        foreach=config.options.get("foreach", False),
-    )
+
+def _build(kind: Any, model: "nn.Module", config: OptimizerConfig) -> "Optimizer":
+    own = {key: config.options[key] for key in ("update_proj_gap", "scale")}
+    groups = groups_of(model, config, projection_type="std", **own)
+    optimizer: Optimizer = kind(groups, **settings(config), foreach=config.options["foreach"])
     return optimizer
 
 
@@ -102,7 +86,7 @@ def _flops(config: OptimizerConfig, specs: Sequence[ParameterSpec]) -> int:
     other element takes 12. And the decay. Counted from algorithm 2 of the source.
     """
     rank = rank_of(config, ((spec.name, spec.shape) for spec in specs))
-    gap = int(config.options.get("update_proj_gap", _PROJECTION["update_proj_gap"]))
+    gap = config.options["update_proj_gap"]
     total = decay_flops(config, specs)
     for spec in specs:
         if is_hidden_matrix(spec.name, spec.shape):
@@ -120,9 +104,13 @@ ENTRY = OptimizerEntry(
     source="pytorch_optimizer.GaLore",
     summary="Adam in a low-rank projection of hidden matrices' gradients; plain Adam elsewhere.",
     needs="pytorch_optimizer",
-    imports=("pytorch_optimizer",),
+    options={
+        "rank": integer(1, None, null=True),
+        "update_proj_gap": integer(1, 200),
+        "scale": number(0.25, above=0),
+        "foreach": flag(False, null=True),
+    },
     checkpoint_classes=("pytorch_optimizer.optimizer.utils.galore.GaLoreProjector",),
-    options=frozenset({"rank", "foreach", *_PROJECTION}),
     build=_build,
     state_bytes=projected_bytes,
     flops=_flops,

@@ -1,37 +1,33 @@
 """Gefen: this project's implementation (see the package `gefen` for method and citation)."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from harness.config import OptimizerConfig
 from harness.models import ParameterSpec
-from harness.optimizers.entry import OptimizerEntry
-from harness.optimizers.groups import (
+from harness.optimizers.closed_forms import (
     ADAM_FLOPS,
     AVERAGE_FLOPS,
     DESCENT_FLOPS,
     decay_flops,
-    decay_groups,
     elements,
 )
+from harness.optimizers.entry import OptimizerEntry
+from harness.optimizers.groups import construct
+from harness.optimizers.options import Option, choice, flag, integer
 
-if TYPE_CHECKING:
-    from torch import nn
-    from torch.optim import Optimizer
-
-    from gefen import Gefen
-
-# The constructor's own options that change the size of the state, and those that do not.
-SIZE_OPTIONS = (
-    "first_moment_bits",
-    "second_moment",
-    "group_size",
-    "block_size",
-    "min_quantized_size",
-)
-OPTIONS = frozenset({*SIZE_OPTIONS, "skip_nonfinite", "fused"})
 # Forms of the second moment whose shape is decided by the first gradients.
 GRADIENT_DRIVEN = frozenset({"paper", "peak"})
+# The constructor's own options that change the size of the state, and those that do not. Defaults
+# are the constructor's.
+_SIZES: dict[str, Option] = {
+    "first_moment_bits": choice(8, 4, 32),
+    "second_moment": choice("factored", "block", *sorted(GRADIENT_DRIVEN)),
+    "group_size": integer(1, null=True),
+    "block_size": integer(1),
+    "min_quantized_size": integer(1),
+}
+OPTIONS: dict[str, Option] = {**_SIZES, "skip_nonfinite": flag(), "fused": flag(null=True)}
 _CODES_FLOPS = 1 + 2 + 1 + 3  # times the scale; its maximum; quotient; cell and comparison
 _ROUNDING_FLOPS = 3  # distance to the level below, over that to the next, against a random number
 _RELATIVE_FLOPS = 2  # times the old column factor, times the inverse of the new one
@@ -40,30 +36,11 @@ _FACTORED_FLOPS = 3 + 2  # square and its two sums; row times column plus eps
 _BLOCK_FLOPS = 2  # square and its sum
 
 
-def construct(
-    kind: "type[Gefen]", model: "nn.Module", config: OptimizerConfig, options: dict[str, Any]
-) -> "Gefen":
-    """An optimizer of class `kind` with the common settings of `config` and these options."""
-    return kind(
-        decay_groups(model, config.weight_decay),
-        lr=config.lr,
-        betas=(config.betas[0], config.betas[1]),
-        eps=config.eps,
-        **options,
-    )
-
-
 def prepare() -> float:
     """Build the kernels of the CPU, which need no device to be present; in seconds."""
     from gefen import build_cpu_kernels
 
     return build_cpu_kernels()
-
-
-def _build(model: "nn.Module", config: OptimizerConfig) -> "Optimizer":
-    from gefen import Gefen
-
-    return construct(Gefen, model, config, config.options)
 
 
 def state_bytes(
@@ -79,7 +56,7 @@ def state_bytes(
 
     if config.options.get("second_moment") in GRADIENT_DRIVEN:
         return None
-    sizes = {key: config.options[key] for key in SIZE_OPTIONS if key in config.options}
+    sizes = {key: config.options[key] for key in _SIZES if key in config.options}
     return int(gefen.state_bytes([spec.shape for spec in specs], **sizes))
 
 
@@ -99,7 +76,7 @@ def flops(config: OptimizerConfig, specs: Sequence[ParameterSpec]) -> int | None
     if options.get("second_moment") in GRADIENT_DRIVEN:
         return None
     defaults = (8, "factored", None, BLOCK_SIZE, MIN_QUANTIZED_SIZE)
-    group = {k: options.get(k, v) for k, v in zip(SIZE_OPTIONS, defaults, strict=True)}
+    group = {k: options.get(k, v) for k, v in zip(_SIZES, defaults, strict=True)}
     total = decay_flops(config, specs)
     for spec in specs:
         layout = shape_layout(spec.shape, group)
@@ -132,10 +109,8 @@ ENTRY = OptimizerEntry(
     name="gefen",
     source="gefen.Gefen",
     summary="AdamW with a quantised first moment and a shared second moment.",
-    needs=None,
-    imports=("gefen",),
+    build=construct,
     options=OPTIONS,
-    build=_build,
     state_bytes=state_bytes,
     flops=flops,
     prepare=prepare,

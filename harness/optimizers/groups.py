@@ -1,20 +1,44 @@
-"""Parameter groups and sizes that several optimizers share."""
+"""Parameter groups and constructors that several optimizers share."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
-
-from harness.models import ParameterSpec
 
 if TYPE_CHECKING:
     from torch import nn
+    from torch.optim import Optimizer
 
     from harness.config import OptimizerConfig
 
+SETTINGS = ("lr", "betas", "eps")  # of OptimizerConfig; weight decay stands in the groups
 # Modules of GPT-2, Llama and their relatives that hold one row for each token, position or class.
 _TABLES = frozenset(
     {"wte", "wpe", "embed_tokens", "embed_positions", "embed_in", "lm_head", "classifier"}
 )
+
+
+def settings(config: "OptimizerConfig", takes: Sequence[str] = SETTINGS) -> dict[str, Any]:
+    """Keyword arguments of an optimizer's class: the common settings in `takes`."""
+    known = {"lr": config.lr, "betas": tuple(config.betas), "eps": config.eps}
+    return {key: known[key] for key in takes}
+
+
+def construct(
+    kind: "Callable[..., Optimizer]",
+    model: "nn.Module",
+    config: "OptimizerConfig",
+    options: dict[str, Any] | None = None,
+    takes: Sequence[str] = SETTINGS,
+) -> "Optimizer":
+    """`kind` over `decay_groups` with the common settings and options (those of `config`)."""
+    chosen = config.options if options is None else options
+    return kind(decay_groups(model, config.weight_decay), **settings(config, takes), **chosen)
+
+
+def construct_without_eps(
+    kind: "Callable[..., Optimizer]", model: "nn.Module", config: "OptimizerConfig"
+) -> "Optimizer":
+    """As `construct`, for a class that has no eps."""
+    return construct(kind, model, config, takes=("lr", "betas"))
 
 
 def is_hidden_matrix(name: str, shape: Sequence[int]) -> bool:
@@ -33,38 +57,20 @@ def decay_groups(model: "nn.Module", weight_decay: float) -> list[dict[str, Any]
     )
 
 
+def hidden_and_rest(
+    model: "nn.Module", weight_decay: float
+) -> "tuple[list[nn.Parameter], list[dict[str, Any]]]":
+    """The trainable hidden matrices, and all other parameters as `decay_groups`."""
+    named = model.named_parameters()
+    hidden = [p for name, p in named if p.requires_grad and is_hidden_matrix(name, p.shape)]
+    taken = {id(p) for p in hidden}
+    rest = [
+        {**group, "params": [p for p in group["params"] if id(p) not in taken]}
+        for group in decay_groups(model, weight_decay)
+    ]
+    return hidden, drop_empty(rest)
+
+
 def drop_empty(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Only the groups that hold parameters."""
     return [group for group in groups if group["params"]]
-
-
-def any_settings(config: "OptimizerConfig") -> bool:
-    """True: what the entry says holds whatever the settings."""
-    return True
-
-
-def elements(specs: Sequence[ParameterSpec]) -> int:
-    """Number of elements of all parameters."""
-    return sum(math.prod(spec.shape) for spec in specs)
-
-
-def largest(specs: Sequence[ParameterSpec]) -> int:
-    """Number of elements of the largest parameter; 0 where there is none."""
-    return max((math.prod(spec.shape) for spec in specs), default=0)
-
-
-# The elementwise parts that update rules share, in operations for each element. One operation is a
-# sum, product, quotient, root, sign, absolute value, maximum or comparison of real numbers; a fused
-# a x + b counts two, as in the FLOPs of matrix products. Reading tables, moving, drawing random
-# bits and converting count nothing.
-AVERAGE_FLOPS = 3  # m <- m + (1 - beta) (g - m)
-SQUARE_AVERAGE_FLOPS = 4  # v <- beta v + (1 - beta) g g
-ROOT_FLOPS = 3  # sqrt(v) / correction + eps
-DESCENT_FLOPS = 3  # p <- p - size m / root
-ADAM_FLOPS = AVERAGE_FLOPS + SQUARE_AVERAGE_FLOPS + ROOT_FLOPS + DESCENT_FLOPS
-
-
-def decay_flops(config: "OptimizerConfig", specs: Sequence[ParameterSpec]) -> int:
-    """Decoupled weight decay: one product for each element of a matrix, none where it is 0."""
-    matrices = [spec for spec in specs if len(spec.shape) >= 2]
-    return elements(matrices) if config.weight_decay else 0

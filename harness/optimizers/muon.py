@@ -11,54 +11,38 @@ from typing import TYPE_CHECKING, Any
 
 from harness.config import OptimizerConfig
 from harness.models import ParameterSpec
-from harness.optimizers.entry import OptimizerEntry
-from harness.optimizers.groups import (
+from harness.optimizers.closed_forms import (
     ADAM_FLOPS,
     AVERAGE_FLOPS,
-    any_settings,
+    STEP_BYTES,
     decay_flops,
-    decay_groups,
-    drop_empty,
     elements,
-    is_hidden_matrix,
 )
+from harness.optimizers.entry import OptimizerEntry
+from harness.optimizers.groups import hidden_and_rest, is_hidden_matrix, settings
+from harness.optimizers.options import choice, flag, integer, number
 
 if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
-_STEP_BYTES = 4
-_DEFAULTS: dict[str, Any] = {
-    "momentum": 0.95,
-    "nesterov": True,
-    "ns_steps": 5,
-    "adjust_lr_fn": "match_rms_adamw",
-}
 _NORM_FLOPS = 2 + 1  # its square and sum; quotient
 _ITERATION_FLOPS = 2  # a X + ...
 _UPDATE_FLOPS = 2  # p - size u
 
 
-def _build(model: "nn.Module", config: OptimizerConfig) -> "Optimizer":
-    from torch.optim import AdamW, Muon
+def _build(kind: Any, model: "nn.Module", config: OptimizerConfig) -> "Optimizer":
+    from torch.optim import AdamW
 
     from harness.optimizers.implementations.combined import Combined
 
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    hidden = [p for name, p in named if is_hidden_matrix(name, p.shape)]
-    identities = {id(p) for p in hidden}
-    rest = [
-        {**group, "params": [p for p in group["params"] if id(p) not in identities]}
-        for group in decay_groups(model, config.weight_decay)
-    ]
-    own = {key: config.options.get(key, value) for key, value in _DEFAULTS.items()}
+    hidden, rest = hidden_and_rest(model, config.weight_decay)
+    own = {key: value for key, value in config.options.items() if key != "fused"}
     parts: list[Optimizer] = []
     if hidden:
-        parts.append(Muon(hidden, lr=config.lr, weight_decay=config.weight_decay, **own))
-    if groups := drop_empty(rest):
-        betas = (config.betas[0], config.betas[1])
-        fused = config.options.get("fused", True)
-        parts.append(AdamW(groups, lr=config.lr, betas=betas, eps=config.eps, fused=fused))
+        parts.append(kind(hidden, lr=config.lr, weight_decay=config.weight_decay, **own))
+    if rest:
+        parts.append(AdamW(rest, **settings(config), fused=config.options["fused"]))
     return Combined(parts)
 
 
@@ -68,7 +52,7 @@ def _state_bytes(
     """One moment for hidden matrices; for the rest two and a float32 step a tensor."""
     rest = [spec for spec in specs if not is_hidden_matrix(spec.name, spec.shape)]
     moments = elements(specs) + elements(rest)
-    return parameter_bytes * moments + _STEP_BYTES * len(rest)
+    return parameter_bytes * moments + STEP_BYTES * len(rest)
 
 
 def _flops(config: OptimizerConfig, specs: Sequence[ParameterSpec]) -> int:
@@ -77,8 +61,8 @@ def _flops(config: OptimizerConfig, specs: Sequence[ParameterSpec]) -> int:
     Those are X X^T, its square, and their product with X; then the averages (the second is
     Nesterov's), norm and update. AdamW's 13 elsewhere. And the decay.
     """
-    steps = int(config.options.get("ns_steps", _DEFAULTS["ns_steps"]))
-    averages = 1 + bool(config.options.get("nesterov", _DEFAULTS["nesterov"]))
+    steps = config.options["ns_steps"]
+    averages = 1 + config.options["nesterov"]
     each = averages * AVERAGE_FLOPS + _NORM_FLOPS + _ITERATION_FLOPS * steps + _UPDATE_FLOPS
     total = decay_flops(config, specs)
     for spec in specs:
@@ -94,11 +78,16 @@ ENTRY = OptimizerEntry(
     name="muon",
     source="torch.optim.Muon",
     summary="Orthogonalised momentum for hidden matrices; AdamW elsewhere.",
-    needs=None,
-    imports=("torch.optim",),
-    options=frozenset({*_DEFAULTS, "fused"}),
+    imports=("torch.optim", "harness.optimizers.implementations.combined"),
+    options={
+        "momentum": number(0.95, least=0, below=1),
+        "nesterov": flag(True),
+        "ns_steps": integer(1, 5, most=99),
+        "adjust_lr_fn": choice("original", "match_rms_adamw", default="match_rms_adamw"),
+        "fused": flag(True, null=True),
+    },
     build=_build,
     state_bytes=_state_bytes,
     flops=_flops,
-    shards=any_settings,
+    shards=True,
 )

@@ -5,40 +5,36 @@ fork of it by others. Both import as `gefen`, as our own library does, and are l
 (`harness.optimizers.wheels`). Their first step takes tens of seconds on a CPU.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from harness.config import OptimizerConfig
-from harness.models import ParameterSpec
+from harness.optimizers.closed_forms import unknown_bytes
 from harness.optimizers.entry import OptimizerEntry
-from harness.optimizers.groups import decay_groups
+from harness.optimizers.groups import decay_groups, settings
+from harness.optimizers.options import Option, flag, integer, text
 from harness.optimizers.wheels import PACKAGES, Published, folder, load
 
 if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
-_OPTIONS = {
-    "gefen_upstream": frozenset({"version", "fused"}),
-    "gefen_x": frozenset(
-        {
-            *("version", "fused", "factored_v_2d", "stochastic_round", "deterministic"),
-            *("force_1d_period_one", "force_2d_period_one", "codebook_refresh_every"),
-        }
-    ),
+_FLAGS = (
+    *("factored_v_2d", "stochastic_round", "deterministic"),
+    *("force_1d_period_one", "force_2d_period_one"),
+)
+_OPTIONS: dict[str, dict[str, Option]] = {
+    "gefen_upstream": {},
+    "gefen_x": {**dict.fromkeys(_FLAGS, flag()), "codebook_refresh_every": integer(0, null=True)},
 }
 
 
-def _version(config: OptimizerConfig) -> str:
-    return str(config.options.get("version", PACKAGES[config.name].versions[0]))
-
-
 def _check(config: OptimizerConfig) -> None:
-    folder(config.name, _version(config))
+    folder(config.name, config.options["version"])
 
 
 def _preload(config: OptimizerConfig) -> None:
-    load(config.name, _version(config))
+    load(config.name, config.options["version"])
 
 
 def _inside(package: Published, kind: "type[Optimizer]") -> "type[Optimizer]":
@@ -63,11 +59,11 @@ def _inside(package: Published, kind: "type[Optimizer]") -> "type[Optimizer]":
     return Inside
 
 
-def _build(model: "nn.Module", config: OptimizerConfig) -> "Optimizer":
-    package = load(config.name, _version(config))
+def _build(load: Any, model: "nn.Module", config: OptimizerConfig) -> "Optimizer":
+    options = dict(config.options)
+    package = load(config.name, options.pop("version"))
     on_gpu = all(p.is_cuda for p in model.parameters())
-    options = {key: value for key, value in config.options.items() if key != "version"}
-    fused = options.pop("fused", None)
+    fused = options.pop("fused")
     if fused and not on_gpu:
         raise ValueError("fused=true needs a CUDA device; its kernels do not run on a CPU")
     names = {id(p): name for name, p in model.named_parameters()}
@@ -78,32 +74,27 @@ def _build(model: "nn.Module", config: OptimizerConfig) -> "Optimizer":
     with package.active() as module:
         return _inside(package, module.Gefen)(  # type: ignore[call-arg]
             groups,
-            lr=config.lr,
-            betas=(config.betas[0], config.betas[1]),
-            eps=config.eps,
+            **settings(config),
             fused=on_gpu if fused is None else fused,
             **options,
         )
-
-
-def _state_bytes(
-    config: OptimizerConfig, specs: Sequence[ParameterSpec], parameter_bytes: int
-) -> None:
-    """The first gradients decide which elements share a second moment: not known in advance."""
-    return None
 
 
 def _entry(name: str, summary: str) -> OptimizerEntry:
     package = PACKAGES[name]
     return OptimizerEntry(
         name=name,
-        source=f"{package.name} {package.versions[0]}, the published wheel",
+        source="harness.optimizers.wheels.load",
         summary=summary,
         needs=f"python -m harness.optimizers.wheels {name}",
-        imports=("torch.optim",),
-        options=_OPTIONS[name],
+        imports=("torch.optim", "harness.optimizers.wheels"),
+        options={
+            "version": text(package.versions[0]),
+            "fused": flag(None, null=True),
+            **_OPTIONS[name],
+        },
         build=_build,
-        state_bytes=_state_bytes,
+        state_bytes=unknown_bytes,
         check=_check,
         preload=_preload,
     )

@@ -3,6 +3,7 @@
 import functools
 import importlib
 import importlib.util
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from harness.config import OptimizerConfig
 from harness.errors import UserError
 from harness.models import ParameterSpec
 from harness.optimizers.entry import OptimizerEntry
+from harness.optimizers.options import check_options
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,35 +26,39 @@ _COUNTS = {0: "empty: it has none,", 2: "two numbers", 3: "three numbers"}
 
 
 @functools.cache
-def _found() -> dict[str, OptimizerEntry]:
-    """Every entry of the folders, the reference first, then by name."""
-    modules = [
-        registry.module(folder, name) for folder in FOLDERS for name in registry.names(folder)
-    ]
-    found: list[OptimizerEntry] = []
-    for module in modules:
-        found += getattr(module, "ENTRIES", [])
-        found += [module.ENTRY] if hasattr(module, "ENTRY") else []
-    found.sort(key=lambda entry: (entry.name != _REFERENCE, entry.name))
-    return {entry.name: entry for entry in found}
+def _found() -> dict[str, tuple[OptimizerEntry, str]]:
+    """Every entry of the folders and the module of its file, the reference first, then by name."""
+    found: list[tuple[OptimizerEntry, str]] = []
+    for folder in FOLDERS:
+        for name in registry.names(folder):
+            file = registry.module(folder, name)
+            own = [file.ENTRY] if hasattr(file, "ENTRY") else getattr(file, "ENTRIES", ())
+            found += [(entry, file.__name__) for entry in own]
+    found.sort(key=lambda item: (item[0].name != _REFERENCE, item[0].name))
+    return {entry.name: (entry, module) for entry, module in found}
 
 
 def entries() -> dict[str, OptimizerEntry]:
     """All optimizers by name, the reference first; `instruments` are not among them."""
-    return {name: entry for name, entry in _found().items() if not entry.instrument}
+    return {name: entry for name, (entry, _) in _found().items() if not entry.instrument}
 
 
 def instruments() -> dict[str, OptimizerEntry]:
     """Entries with a planted fault, which test the harness; found by name, never suggested."""
-    return {name: entry for name, entry in _found().items() if entry.instrument}
+    return {name: entry for name, (entry, _) in _found().items() if entry.instrument}
+
+
+def code(name: str) -> list[str]:
+    """The modules that an optimizer's cells rest on: its own file's and its implementation's."""
+    entry = find(name)
+    return [_found()[name][1], *entry.modules]
 
 
 def find(name: str) -> OptimizerEntry:
     """The optimizer or instrument of that name. Raises UserError that lists the optimizers."""
-    found = _found().get(name)
-    if found is None:
+    if name not in _found():
         raise UserError(f"optimizer.name={name!r} is unknown; allowed: {', '.join(entries())}.")
-    return found
+    return _found()[name][0]
 
 
 def check(config: OptimizerConfig) -> None:
@@ -62,39 +68,32 @@ def check(config: OptimizerConfig) -> None:
         UserError: unknown name or option, missing package, settings out of range.
     """
     entry = find(config.name)
-    if any(importlib.util.find_spec(module.split(".")[0]) is None for module in entry.imports):
+    if any(importlib.util.find_spec(module.split(".")[0]) is None for module in entry.modules):
         raise UserError(
             f"optimizer.name={config.name!r} needs a package that is not installed: "
             f"pip install {entry.needs or entry.name}."
         )
-    unknown = set(config.options) - entry.options
-    if unknown:
-        allowed = ", ".join(sorted(entry.options))
-        raise UserError(
-            f"optimizer.options has {min(unknown)!r}, which {config.name} does not know; "
-            f"allowed: {allowed}."
-        )
-    if not config.lr > 0:
-        raise UserError(f"optimizer.lr={config.lr} must be above 0.")
+    check_options(config.name, entry.options, config.options)
+    if not (config.lr > 0 and math.isfinite(config.lr)):
+        raise UserError(f"optimizer.lr={config.lr} must be a finite number above 0.")
     if len(config.betas) != entry.betas or not all(0 <= beta < 1 for beta in config.betas):
         count = _COUNTS[entry.betas]
         raise UserError(f"optimizer.betas={config.betas} must be {count} in [0, 1).")
-    if config.eps < 0 or config.weight_decay < 0:
-        raise UserError(
-            f"optimizer.eps={config.eps} and optimizer.weight_decay={config.weight_decay} "
-            "must not be negative."
-        )
+    for key in ("eps", "weight_decay"):
+        value = getattr(config, key)
+        if not (value >= 0 and math.isfinite(value)):
+            raise UserError(f"optimizer.{key}={value} must be a finite number, 0 or above.")
     if entry.check is not None:
-        entry.check(config)
+        entry.check(entry.filled(config))
 
 
 def preload(config: OptimizerConfig) -> None:
     """Import all code that building and stepping the optimizer runs. UserError as `check`."""
     entry = find(config.name)
-    for module in entry.imports:
+    for module in entry.modules:
         importlib.import_module(module)
     if entry.preload is not None:
-        entry.preload(config)
+        entry.preload(entry.filled(config))
 
 
 def build_optimizer(model: "nn.Module", config: OptimizerConfig) -> "Optimizer":
@@ -106,8 +105,11 @@ def build_optimizer(model: "nn.Module", config: OptimizerConfig) -> "Optimizer":
         UserError: as `check`, or the implementation refuses a setting.
     """
     check(config)
+    entry = find(config.name)
     try:
-        return find(config.name).build(model, config)
+        module, _, kind = entry.source.rpartition(".")
+        found = getattr(importlib.import_module(module), kind)
+        return entry.build(found, model, entry.filled(config))
     except (TypeError, ValueError, RuntimeError) as error:
         reason = str(error).strip().rstrip(".")
         raise UserError(f"optimizer {config.name!r} refuses its settings: {reason}.") from error
@@ -115,8 +117,8 @@ def build_optimizer(model: "nn.Module", config: OptimizerConfig) -> "Optimizer":
 
 def shards(config: OptimizerConfig) -> bool:
     """Whether it steps parameters that FSDP2 has cut. UserError for an unknown optimizer."""
-    answer = find(config.name).shards
-    return answer is not None and answer(config)
+    entry = find(config.name)
+    return entry.shards if isinstance(entry.shards, bool) else entry.shards(entry.filled(config))
 
 
 def checkpoint_classes(config: OptimizerConfig) -> list[type]:
@@ -137,8 +139,8 @@ def flops(config: OptimizerConfig, specs: Sequence[ParameterSpec]) -> int | None
     `specs` are the parameters of the model, each tied one once. Raises UserError for an unknown
     optimizer.
     """
-    count = find(config.name).flops
-    return None if count is None else count(config, [spec for spec in specs if spec.trainable])
+    entry = find(config.name)
+    return None if entry.flops is None else entry.flops(entry.filled(config), _trainable(specs))
 
 
 def state_bytes(
@@ -157,8 +159,8 @@ def state_bytes(
     Raises:
         UserError: there is no optimizer of that name.
     """
-    trainable = [spec for spec in specs if spec.trainable]
-    return find(config.name).state_bytes(config, trainable, parameter_bytes_per_element)
+    entry = find(config.name)
+    return entry.state_bytes(entry.filled(config), _trainable(specs), parameter_bytes_per_element)
 
 
 def step_transient_bytes(
@@ -171,6 +173,12 @@ def step_transient_bytes(
 
     Arguments and errors as `state_bytes`; `device` is cpu or cuda.
     """
-    count = find(config.name).step_transient_bytes
-    trainable = [spec for spec in specs if spec.trainable]
-    return None if count is None else count(config, trainable, parameter_bytes_per_element, device)
+    entry = find(config.name)
+    count = entry.step_transient_bytes
+    if count is None:
+        return None
+    return count(entry.filled(config), _trainable(specs), parameter_bytes_per_element, device)
+
+
+def _trainable(specs: Sequence[ParameterSpec]) -> list[ParameterSpec]:
+    return [spec for spec in specs if spec.trainable]

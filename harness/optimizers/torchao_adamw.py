@@ -15,15 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 from harness.config import OptimizerConfig
 from harness.models import ParameterSpec
+from harness.optimizers.closed_forms import ADAM_FLOPS, STEP_BYTES, decay_flops, elements
 from harness.optimizers.entry import OptimizerEntry
-from harness.optimizers.groups import ADAM_FLOPS, decay_flops, decay_groups, elements
+from harness.optimizers.groups import construct
+from harness.optimizers.options import flag, integer
 
 if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
 _MIN_QUANTISED_SIZE = 4096
-_STEP_BYTES = 4
 _SCALE_FLOPS = 1 + 2 + 1  # times its scale; absolute value and maximum, quotient
 
 
@@ -71,28 +72,15 @@ def _with_plain_rates(kind: "type[Optimizer]", compiled: bool) -> Any:
     return PlainRates
 
 
-def _build(model: "nn.Module", config: OptimizerConfig) -> "Optimizer":
-    from torchao import optim
-
-    kind = getattr(optim, _FORMATS[config.name].kind)
-    optimizer: Optimizer = _with_plain_rates(kind, config.options.get("compile", True))(
-        decay_groups(model, config.weight_decay),
-        lr=config.lr,
-        betas=(config.betas[0], config.betas[1]),
-        eps=config.eps,
-        block_size=_block(config),
-        bf16_stochastic_round=config.options.get("bf16_stochastic_round", False),
-    )
-    return optimizer
-
-
-def _block(config: OptimizerConfig) -> int:
-    return int(config.options.get("block_size", _FORMATS[config.name].block))
+def _build(kind: Any, model: "nn.Module", config: OptimizerConfig) -> "Optimizer":
+    plain = _with_plain_rates(kind, config.options["compile"])
+    own = {key: value for key, value in config.options.items() if key != "compile"}
+    return construct(plain, model, config, own)
 
 
 def _is_quantised(spec: ParameterSpec, config: OptimizerConfig) -> bool:
     n = math.prod(spec.shape)
-    return n >= _MIN_QUANTISED_SIZE and n % _block(config) == 0
+    return n >= _MIN_QUANTISED_SIZE and n % config.options["block_size"] == 0
 
 
 def _state_bytes(
@@ -103,8 +91,8 @@ def _state_bytes(
     A moment has its codes, a float32 scale a block and a code table of its own. Tensors under 4096
     elements, and those that blocks do not divide, stay in the parameter's dtype.
     """
-    form, block = _FORMATS[config.name], _block(config)
-    total = _STEP_BYTES * len(specs)
+    form, block = _FORMATS[config.name], config.options["block_size"]
+    total = STEP_BYTES * len(specs)
     for spec in specs:
         n = math.prod(spec.shape)
         codes = n * form.bits // 8 + 4 * (n // block) + 4 * form.table
@@ -125,8 +113,11 @@ def _entry(name: str, summary: str) -> OptimizerEntry:
         source=f"torchao.optim.{_FORMATS[name].kind}",
         summary=summary,
         needs="torchao",
-        imports=("torchao.optim",),
-        options=frozenset({"block_size", "bf16_stochastic_round", "compile"}),
+        options={
+            "block_size": integer(1, _FORMATS[name].block),
+            "bf16_stochastic_round": flag(),
+            "compile": flag(True),
+        },
         build=_build,
         state_bytes=_state_bytes,
         flops=_flops,

@@ -29,8 +29,7 @@ from harness import models
 from harness.cells import store
 from harness.config import OptimizerConfig, RunConfig
 from harness.errors import UserError
-from harness.optimizers.implementations.stam.lite import STAMLite
-from harness.optimizers.implementations.stam.stam import STAM
+from harness.optimizers.implementations.stam import STAM, STAMLite
 from harness.research.audit import command
 from harness.research.audit.comparison import REFERENCE, Shadow, prepared, training_gradients
 

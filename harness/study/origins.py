@@ -49,18 +49,18 @@ class Origins:
 
     def _code(self, config: RunConfig) -> Origin:
         """Fingerprints by part, of what a registry finds by name those that this cell uses."""
-        tree, entry = self._tree, optimizers.find(config.optimizer.name)
+        tree, code = self._tree, optimizers.code(config.optimizer.name)
         kinds = {f"harness.data.{sources.kind(name)}" for name in sources.names()}
         roots = {
             "core": ["harness.worker.main", f"harness.tasks.{config.task.kind}"],
             "data": [f"harness.data.{sources.kind(config.data.source)}"],
             "model": [f"harness.models.families.{config.model.family}"],
-            "optimizer": [entry.build.__module__],
+            "optimizer": code,
         }
         parts: dict[str, set[str]] = {}
         for part, modules in roots.items():
             parts[part] = tree.closure(modules, kinds) - parts.get("core", set())
-        used = {name.partition(".")[0] for name in entry.imports}
+        used = {name.partition(".")[0] for name in code}
         used |= tree.libraries(parts["optimizer"])
         return Origin(
             data="",

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from harness.config import OptimizerConfig
 from harness.optimizers.entry import OptimizerEntry
-from harness.optimizers.gefen import OPTIONS, construct, flops, shards, state_bytes
+from harness.optimizers.gefen import OPTIONS, flops, shards, state_bytes
+from harness.optimizers.groups import construct
+from harness.optimizers.options import Option, choice, flag, number
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,24 +23,19 @@ if TYPE_CHECKING:
 
     from gefen import Gefen
 
-_ROUNDINGS = ("stochastic", "nearest")
-_SWITCHES = frozenset({"rounding", "relative", "cap"})
+_SWITCHES: dict[str, Option] = {
+    "rounding": choice("stochastic", "nearest"),
+    "relative": flag(),
+    "cap": number(above=0, null=True),
+}
 
 
-def ablated(rounding: str = "stochastic", relative: bool = True, cap: float | None = 1.0) -> Any:
-    """The class `Gefen` with another update rule.
-
-    Raises ValueError in one sentence for a switch with a value that it does not have.
-    """
+def ablated(
+    rounding: str = "stochastic", relative: bool = True, cap: float | None = 1.0
+) -> "type[Gefen]":
+    """The class `Gefen` with another update rule."""
     from gefen import Gefen
     from gefen.updates.rule import Rule
-
-    if rounding not in _ROUNDINGS:
-        raise ValueError(f"rounding={rounding!r} is not known; allowed: {', '.join(_ROUNDINGS)}")
-    if not isinstance(relative, bool):
-        raise ValueError(f"relative={relative!r} must be true or false")
-    if cap is not None and (isinstance(cap, bool) or not cap > 0):
-        raise ValueError(f"cap={cap!r} must be null or above 0")
 
     class AblatedGefen(Gefen):
         """Gefen with the update rule of one ablation."""
@@ -48,21 +45,18 @@ def ablated(rounding: str = "stochastic", relative: bool = True, cap: float | No
     return AblatedGefen
 
 
-def _build(model: "nn.Module", config: OptimizerConfig) -> "Optimizer":
+def _build(kind: Any, model: "nn.Module", config: OptimizerConfig) -> "Optimizer":
     switches = {key: value for key, value in config.options.items() if key in _SWITCHES}
     options = {key: value for key, value in config.options.items() if key not in _SWITCHES}
-    kind: type[Gefen] = ablated(**switches)
     # The fused updates know one rule: all variants are compared in the reference.
-    return construct(kind, model, config, {"fused": False, **options})
+    return construct(ablated(**switches), model, config, {"fused": False, **options})
 
 
 ENTRY = OptimizerEntry(
     name="gefen_ablation",
-    source="gefen.Gefen with another gefen.updates.rule.Rule",
+    source="gefen.Gefen",
     summary="Gefen with rounding, column-relative quantisation or an update cap switched.",
-    needs=None,
-    imports=("gefen",),
-    options=OPTIONS | _SWITCHES,
+    options={**OPTIONS, **_SWITCHES},
     build=_build,
     state_bytes=state_bytes,
     flops=flops,

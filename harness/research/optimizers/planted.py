@@ -21,19 +21,17 @@ from typing import TYPE_CHECKING, Any
 from harness.config import OptimizerConfig
 from harness.optimizers import adamw
 from harness.optimizers.entry import OptimizerEntry
-from harness.optimizers.groups import decay_groups
+from harness.optimizers.groups import construct
+from harness.optimizers.options import Option, number
 
 if TYPE_CHECKING:
     from torch import nn
-    from torch.optim import AdamW
+    from torch.optim import AdamW, Optimizer
 
     from harness.models import ParameterSpec
 
-    Build = Callable[[nn.Module, OptimizerConfig], AdamW]
-
 _SPARE = "spare"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
-_ADAMW_OPTIONS = adamw.ENTRY.options
 
 
 def _bloated() -> "type[AdamW]":
@@ -58,9 +56,6 @@ def _bloated() -> "type[AdamW]":
 def _worse(rate_share: float) -> "type[AdamW]":
     """AdamW whose steps are `rate_share` of its learning rate, which its groups do not show."""
     import torch
-
-    if not 0 < rate_share <= 1:
-        raise ValueError(f"rate_share={rate_share} must be above 0 and at most 1")
 
     class WorseAdamW(torch.optim.AdamW):
         """AdamW at a lower rate than it says."""
@@ -87,9 +82,6 @@ def _slow(slowdown: float) -> "type[AdamW]":
     import torch
 
     from harness.meters.timing import synchronize
-
-    if not slowdown >= 1:
-        raise ValueError(f"slowdown={slowdown} must be at least 1")
 
     class SlowAdamW(torch.optim.AdamW):
         """AdamW that takes its time."""
@@ -135,73 +127,47 @@ def _hidden() -> "type[AdamW]":
     return HiddenAdamW
 
 
-def _construct(
-    kind: "type[AdamW]", model: "nn.Module", config: OptimizerConfig, fault: str | None = None
-) -> "AdamW":
-    """`kind` over the groups of AdamW's own entry; the option that sets the fault is taken out."""
-    options = {key: value for key, value in config.options.items() if key != fault}
-    return kind(
-        decay_groups(model, config.weight_decay),
-        lr=config.lr,
-        betas=(config.betas[0], config.betas[1]),
-        eps=config.eps,
-        **options,
-    )
-
-
-def _build_bloat(model: "nn.Module", config: OptimizerConfig) -> "AdamW":
-    return _construct(_bloated(), model, config)
-
-
-def _build_hidden(model: "nn.Module", config: OptimizerConfig) -> "AdamW":
-    return _construct(_hidden(), model, config)
-
-
 def _step_bytes(config: OptimizerConfig, specs: "Sequence[ParameterSpec]", itemsize: int) -> int:
     """What `planted_hidden` says it holds: the float32 number of the step of each tensor."""
     return 4 * len(specs)
 
 
-def _build_worse(model: "nn.Module", config: OptimizerConfig) -> "AdamW":
-    return _construct(_worse(config.options.get("rate_share", 1.0)), model, config, "rate_share")
+def _entry(
+    name: str,
+    summary: str,
+    faulty: "Callable[..., type[AdamW]]",
+    fault: str | None = None,
+    size: Option | None = None,
+) -> OptimizerEntry:
+    """An entry that makes AdamW's promises: the same closed form for the bytes of its state.
 
+    `faulty` makes the class, from the option `fault` where that sets the size of the fault.
+    """
 
-def _build_slow(model: "nn.Module", config: OptimizerConfig) -> "AdamW":
-    return _construct(_slow(config.options.get("slowdown", 1.0)), model, config, "slowdown")
+    def build(kind: Any, model: "nn.Module", config: OptimizerConfig) -> "Optimizer":
+        options = dict(config.options)
+        broken = faulty() if fault is None else faulty(options.pop(fault))
+        return construct(broken, model, config, options)
 
-
-def _entry(name: str, summary: str, build: "Build", *options: str) -> OptimizerEntry:
-    """An entry that makes AdamW's promises: the same closed form for the bytes of its state."""
-    return OptimizerEntry(
+    own = {} if fault is None or size is None else {fault: size}
+    return replace(
+        adamw.ENTRY,
         name=name,
-        source="torch.optim.AdamW with a planted fault",
-        summary=summary,
-        needs=None,
-        imports=("torch.optim",),
-        options=_ADAMW_OPTIONS | set(options),
+        summary=f"Test instrument: {summary}.",
+        options={**adamw.ENTRY.options, **own},
         build=build,
-        state_bytes=adamw.ENTRY.state_bytes,
-        flops=adamw.ENTRY.flops,
+        step_transient_bytes=None,
+        shards=False,
         instrument=True,
     )
 
 
+_SHARE, _TIMES = number(1.0, above=0, most=1), number(1.0, least=1)
 ENTRIES = (
-    _entry("planted_bloat", "Test instrument: twice the state that it states.", _build_bloat),
-    _entry(
-        "planted_worse",
-        "Test instrument: steps shorter than its rate says.",
-        _build_worse,
-        "rate_share",
-    ),
-    _entry(
-        "planted_slow",
-        "Test instrument: a multiple of AdamW's time for each step.",
-        _build_slow,
-        "slowdown",
-    ),
+    _entry("planted_bloat", "twice the state that it states", _bloated),
+    _entry("planted_worse", "steps shorter than its rate says", _worse, "rate_share", _SHARE),
+    _entry("planted_slow", "a multiple of AdamW's time for a step", _slow, "slowdown", _TIMES),
     replace(
-        _entry("planted_hidden", "Test instrument: moments outside its state.", _build_hidden),
-        state_bytes=_step_bytes,
+        _entry("planted_hidden", "moments outside its state", _hidden), state_bytes=_step_bytes
     ),
 )

@@ -159,8 +159,8 @@ def test_resume_from_a_checkpoint_is_exact(name: str, dtype: torch.dtype) -> Non
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (load("planted/worse", rate_share=1.5), r"rate_share=1\.5 must be above 0 and at most 1"),
-        (load("planted/slow", slowdown=0.5), r"slowdown=0\.5 must be at least 1"),
+        (load("planted/worse", rate_share=1.5), r"rate_share=1\.5 is not possible"),
+        (load("planted/slow", slowdown=0.5), r"slowdown=0\.5 is not possible"),
         (load("planted/bloat", slowdown=2.0), "'slowdown', which planted_bloat does not know"),
     ],
 )
