@@ -27,8 +27,7 @@ from harness.launch.dispatch_job import (
     visible_devices,
     write_plan,
 )
-from harness.launch.launcher import record_loss
-from harness.launch.runners import Ended, Report
+from harness.launch.launcher import Ended, Report, record_loss
 
 POLL_SECONDS = 0.5
 STOP_SECONDS = 30.0  # for jobs to end their workers after Ctrl-C
@@ -79,9 +78,10 @@ class Dispatcher:
         return cells[: self._engine.at_once]
 
     def run(
-        self, cells: list[Cell], command: str, deadline: float | None, report: Report
+        self, cells: list[Cell], command: str, deadline: float | None, report: Report, wait: bool
     ) -> Generator[Ended, None, None]:
-        """Yield each cell as it ends; those that `deadline` (time.time()) cuts off are left out.
+        """Yield each cell as it ends; those that `deadline` (time.time()) cuts off are left out,
+        and without `wait` those that another command runs.
 
         `report` gets the progress of running cells. Raises UserError where the engine cannot
         start anything. Closed or interrupted, it tells the jobs to end and waits a while for them.
@@ -96,7 +96,7 @@ class Dispatcher:
                 turn = _Round(folder / str(self._rounds), alone[:1] or list(left.values()))
                 devices = visible_devices() if self._engine.shares_machine else []
                 try:
-                    turn.start(self._engine, command, deadline, devices)
+                    turn.start(self._engine, command, deadline, devices, wait)
                     while turn.goes_on():
                         for ended in turn.watch(report):
                             del left[ended.cell.id]
@@ -138,11 +138,11 @@ class _Round:
         self._last_look = False
 
     def start(
-        self, engine: Engine, command: str, deadline: float | None, devices: list[str]
+        self, engine: Engine, command: str, deadline: float | None, devices: list[str], wait: bool
     ) -> None:
         """Write the plans and hand the jobs over, in a thread: engines block until all ended."""
         for cell in self.cells:
-            write_plan(self.folder / cell.id, cell, command, deadline, devices)
+            write_plan(self.folder / cell.id, cell, command, deadline, devices, wait)
 
         def hand_over() -> None:
             try:

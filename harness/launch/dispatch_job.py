@@ -7,7 +7,6 @@ is the cell's record, as ever.
 """
 
 import contextlib
-import fcntl
 import os
 import tempfile
 import time
@@ -15,9 +14,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from filelock import Timeout
+
 from harness.cells import store
 from harness.cells.code import CodeChanged
 from harness.cells.identity import Cell, from_planned, planned
+from harness.cells.lock import Busy, holding
 from harness.errors import UserError
 from harness.launch import launcher
 
@@ -30,12 +32,18 @@ Launch = Callable[..., store.Record]
 
 
 def write_plan(
-    folder: Path, cell: Cell, command: str, deadline: float | None, devices: list[str]
+    folder: Path,
+    cell: Cell,
+    command: str,
+    deadline: float | None,
+    devices: list[str],
+    wait: bool = True,
 ) -> None:
     """Write what the job needs to know; `deadline` is a time.time() after which it starts nothing.
 
     `devices` are those of CUDA that the jobs of one machine share out; empty where the engine
-    gives each job its own, or none is there.
+    gives each job its own, or none is there. Without `wait` a cell that another command runs is
+    left to it.
     """
     plan = {
         **planned(cell),
@@ -43,6 +51,7 @@ def write_plan(
         "folder": os.getcwd(),
         "deadline": deadline,
         "devices": devices,
+        "wait": wait,
     }
     store.write_json_atomic(folder / PLAN_FILE, plan)
 
@@ -86,7 +95,7 @@ def _run(plan: dict[str, Any], folder: Path, launch: Launch) -> None:
     cell = from_planned(plan)
     started = time.monotonic()
     try:
-        record = launch(cell, plan["command"], progress, stop.exists)
+        record = launch(cell, plan["command"], progress, stop.exists, plan["wait"])
         # With the record: a network disk may show the parent an old state of the cell's folder.
         outcome: dict[str, Any] = {
             "seconds": time.monotonic() - started,
@@ -96,6 +105,8 @@ def _run(plan: dict[str, Any], folder: Path, launch: Launch) -> None:
         return
     except CodeChanged as error:
         outcome = {"error": str(error), "changed": True}
+    except Busy:
+        outcome = {"skipped": True}
     except (OSError, UserError) as error:
         outcome = {"error": f"{type(error).__name__}: {error}"}
     store.write_json_atomic(folder / OUTCOME_FILE, outcome)
@@ -150,10 +161,10 @@ def _free(devices: list[str], given_up: Callable[[], bool]) -> Iterator[str | No
     folder.mkdir(mode=0o700, exist_ok=True)
     while devices and not given_up():
         for device in devices:
-            with (folder / device.replace("/", "_")).open("w") as handle:
+            with contextlib.ExitStack() as held:
                 try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
+                    held.enter_context(holding(folder / device.replace("/", "_"), wait=False))
+                except Timeout:
                     continue
                 yield device
                 return

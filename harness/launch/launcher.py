@@ -2,36 +2,44 @@
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
 import threading
 import time
+from collections.abc import Callable, Generator
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple, Protocol
 
 from harness.cells import store
 from harness.cells.code import check_code
 from harness.cells.identity import Cell, blank_record, job
-from harness.cells.lock import OnProgress, Stopped, locked
+from harness.cells.lock import Busy, OnProgress, Stopped, locked
 from harness.cells.messages import FACTS_MARK, PROGRESS_MARK
 from harness.cells.provenance import utc_now
 from harness.errors import UserError
-from harness.launch import worker_process
+from harness.launch import process
+
+Report = Callable[[Cell, dict[str, Any]], None]
 
 
 def launch(
-    cell: Cell, command: str, on_progress: OnProgress, stopped: Stopped = lambda: False
+    cell: Cell,
+    command: str,
+    on_progress: OnProgress,
+    stopped: Stopped = lambda: False,
+    wait: bool = True,
 ) -> store.Record:
     """Run `cell` in a fresh process and return its record, which is on disk by then.
 
-    Another process that runs the same cell is waited for, and its result is taken.
+    Another process that runs the same cell is waited for, and its result taken; without `wait`
+    that raises Busy.
     KeyboardInterrupt ends the worker, leaves an `interrupted` record and is raised again;
     it is raised here when `stopped`, asked every second, says so. Raises CodeChanged where the
     code is not what the cell was planned with.
     """
     cell.directory.mkdir(parents=True, exist_ok=True)
-    with locked(cell, on_progress, stopped):
+    with locked(cell, on_progress, stopped, wait):
         finished = cell.finished()
         if finished is not None:
             return finished
@@ -73,29 +81,20 @@ def _run(
     failure_record = blank_record(task, cell.config.device)
     facts: dict[str, Any] = {}
     with (cell.directory / "log.txt").open("a") as log:
-        process = subprocess.Popen(
-            worker_process.command(cell, os.getpid()),
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            env=worker_process.environment(cell),
-            # Ctrl-C in the terminal reaches this process alone, which then ends the worker.
-            start_new_session=True,
-        )
-        assert process.stdout is not None
+        worker = process.start(cell, log)
         reader = threading.Thread(
-            target=_relay, args=(process.stdout, log, on_progress, facts), daemon=True
+            target=_relay, args=(worker.stdout, log, on_progress, facts), daemon=True
         )
         reader.start()
-        failure = None
+        failure, code = None, 0
         try:
-            _wait(process, cell.config.launch.timeout_seconds, stopped)
+            code = _wait(worker, cell.config.launch.timeout_seconds, stopped)
         except subprocess.TimeoutExpired:
-            _kill(process)
+            worker.kill()
             limit = cell.config.launch.timeout_seconds
             failure = ("timeout", f"Stopped after launch.timeout_seconds={limit:g}.")
         except KeyboardInterrupt:
-            _kill(process)
+            worker.kill()
             if _written(cell, task) is None:
                 _failed(cell, failure_record, "interrupted", "Interrupted by the user.", facts)
             raise
@@ -106,18 +105,17 @@ def _run(
         return record
     who = facts.get("who", "The worker")
     log_file = cell.directory / "log.txt"
-    status, error = failure or _explain(process.returncode, kills, log_file, who)
+    status, error = failure or _explain(code, kills, log_file, who)
     return _failed(cell, failure_record, status, error, facts)
 
 
-def _wait(process: "subprocess.Popen[str]", seconds: float, stopped: Stopped) -> None:
-    """Until the process ends; raises TimeoutExpired after `seconds`, KeyboardInterrupt if told."""
+def _wait(worker: process.Process, seconds: float, stopped: Stopped) -> int:
+    """Its exit code; raises TimeoutExpired after `seconds`, KeyboardInterrupt if told."""
     deadline = time.monotonic() + seconds
     while True:
         left = deadline - time.monotonic()
         try:
-            process.wait(timeout=max(0.0, min(1.0, left)))
-            return
+            return worker.wait(max(0.0, min(1.0, left)))
         except subprocess.TimeoutExpired:
             if stopped():
                 raise KeyboardInterrupt from None
@@ -177,12 +175,6 @@ def _learn(facts: dict[str, Any], new: dict[str, Any]) -> None:
         facts["bytes"] = max(new["bytes"], facts.get("bytes", 0))
 
 
-def _kill(process: "subprocess.Popen[str]") -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
 def _oom_kills() -> int:
     """How many processes the kernel has ended for lack of memory (0 if unknown).
 
@@ -208,3 +200,51 @@ def _explain(code: int, kills_before: int, log: Path, who: str) -> tuple[str, st
     if code < 0:
         return "crashed", f"{who} was ended by signal {signal.Signals(-code).name}."
     return "crashed", f"{who} ended with exit code {code} and no record; see {log.name}."
+
+
+class Ended(NamedTuple):
+    """A cell whose record is there, and the seconds that it took."""
+
+    cell: Cell
+    record: store.Record
+    seconds: float
+
+
+class Runner(Protocol):
+    """Runs cells: one after another here, or spread over workers (`harness.launch.dispatch`)."""
+
+    @property
+    def width(self) -> int | None:
+        """How many cells run at once, as far as known."""
+
+    def batch(self, cells: list[Cell]) -> list[Cell]:
+        """Those of the waiting cells that are to be run next, before anything is asked again."""
+
+    def run(
+        self, cells: list[Cell], command: str, deadline: float | None, report: Report, wait: bool
+    ) -> Generator[Ended, None, None]:
+        """Yield each cell as it ends; none is started after `deadline` (time.time()).
+
+        One that another process runs is left out, unless it is to `wait` for it.
+        """
+
+
+class OneByOne:
+    """The runner without workers."""
+
+    width = 1
+
+    def batch(self, cells: list[Cell]) -> list[Cell]:
+        """The first."""
+        return cells[:1]
+
+    def run(
+        self, cells: list[Cell], command: str, deadline: float | None, report: Report, wait: bool
+    ) -> Generator[Ended, None, None]:
+        """Run each in a process of its own."""
+        for cell in cells:
+            started = time.monotonic()
+            report(cell, {"phase": "starting"})
+            with contextlib.suppress(Busy):
+                record = launch(cell, command, partial(report, cell), wait=wait)
+                yield Ended(cell, record, time.monotonic() - started)

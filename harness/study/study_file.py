@@ -1,11 +1,11 @@
 """`study.json`: which cells a study has, and what was planned at each look at it."""
 
-import fcntl
 from pathlib import Path
 from typing import Any
 
 from harness.cells import store
 from harness.cells.identity import Cell
+from harness.cells.lock import LOCK_FILE, holding
 from harness.cells.provenance import utc_now
 
 
@@ -17,8 +17,7 @@ def write_study(cells: list[Cell], command: str, looked_utc: str | None = None) 
     looked_utc = looked_utc or utc_now()
     for directory in dict.fromkeys(cell.study_dir for cell in cells):
         directory.mkdir(parents=True, exist_ok=True)
-        with (directory / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # two commands may extend one study at once
+        with holding(directory / LOCK_FILE):  # two commands may extend one study at once
             members = [cell for cell in cells if cell.study_dir == directory]
             _write_study(directory, members, command, looked_utc)
 

@@ -9,10 +9,11 @@ from typing import Any
 
 from harness.cells import store
 from harness.cells.identity import Cell
+from harness.cells.lock import is_running
 from harness.cells.provenance import utc_now
 from harness.config import RunConfig
 from harness.config.groups import configs_dir
-from harness.launch.runners import OneByOne, Runner
+from harness.launch.launcher import OneByOne, Runner
 from harness.study import live
 from harness.study.estimate import Estimator, duration, total
 from harness.study.plan import CellList, Known, Plan, Results
@@ -127,14 +128,17 @@ class Sweep:
             self._outcome.left = len(self._todo)
             return False
         most = None if self._limits.cells is None else self._limits.cells - self._ran
-        batch = self._runner.batch(list(self._todo.values()))[:most]
+        # What another command runs comes last: only when nothing else is left is it waited for.
+        free = [cell for cell in self._todo.values() if not is_running(cell)]
+        batch = self._runner.batch(free or list(self._todo.values()))[:most]
         deadline = None
         if self._limits.seconds is not None:
             deadline = time.time() + self._limits.seconds - (time.monotonic() - self._started)
         for cell in batch:
             results.renew(cell)
         # Closed at once when this loop is left, so that no worker runs on after a Ctrl-C.
-        with closing(self._runner.run(batch, self._command, deadline, self._report)) as ended:
+        run = self._runner.run(batch, self._command, deadline, self._report, wait=not free)
+        with closing(run) as ended:
             for cell, record, seconds in ended:
                 self._ran += 1
                 self._running.pop(cell.id, None)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from harness import data, models, optimizers, registry
-from harness.config import RunConfig
+from harness.config import ModelConfig, RunConfig
 from harness.meters import limits
 from harness.meters.energy import EnergyMeter
 from harness.meters.flops import flops_of
@@ -209,9 +209,8 @@ def _import_everything(config: RunConfig) -> None:
 
     Libraries differ in what they load with them; without this the baseline would differ too.
     """
-    family = config.model.family
     optimizers.preload(config.optimizer)
-    packages = ["torch._dynamo", f"transformers.models.{family}.modeling_{family}"]
+    packages = ["torch._dynamo", model_module(config.model)]
     packages += IMPORTS if config.launch.nproc > 1 else []
     packages += ["peft"] if config.model.lora_rank is not None else []
     packages += ["gguf"] if (config.model.path or "").endswith(GGUF) else []
@@ -223,6 +222,11 @@ def _import_everything(config: RunConfig) -> None:
     small = nn.Linear(8, 8)
     small(torch.ones(1, 8)).sum().backward()
     torch.optim.AdamW(small.parameters()).step()
+
+
+def model_module(model: ModelConfig) -> str:
+    """The module of transformers that holds a model's layers."""
+    return f"transformers.models.{model.family}.modeling_{model.family}"
 
 
 def build_model(config: RunConfig, vocab_size: int, device: torch.device) -> nn.Module:

@@ -39,7 +39,7 @@ def main() -> int:
         )
         try:
             elastic_launch(config, sys.executable)(
-                "-m", "harness.worker.main", directory, os.getpid()
+                "-P", "-m", "harness.worker.main", directory, os.getpid()
             )
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()

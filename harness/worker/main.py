@@ -28,12 +28,10 @@ from harness.worker.rank import is_first_failure, rank_index, wait_for_end
 PR_SET_PDEATHSIG = 1
 
 
-def main() -> int:
+def run(directory: Path, parent: int) -> int:
     """Run the job described in `<folder>/job.json`; the record says how it ended."""
-    directory, parent = Path(sys.argv[1]), int(sys.argv[2])
     die_with_parent(parent)
-    job = json.loads((directory / "job.json").read_text())
-    config = job_config(job)
+    job, config = read_job(directory)
     record, code = blank_record(job, config.device), 0
     rank = rank_index(config)
     facts = Facts(tell if rank == 0 else _silent)
@@ -75,6 +73,19 @@ def main() -> int:
     # After the record: a slow or broken dashboard must not cost a result.
     _mirror(tracker, record)
     return code
+
+
+def read_job(directory: Path) -> tuple[dict[str, Any], RunConfig]:
+    """What the launcher has left in the cell's folder."""
+    job = json.loads((directory / "job.json").read_text())
+    return job, job_config(job)
+
+
+def end(code: int) -> None:
+    """End without the slow teardown of libraries; everything that matters is on disk."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _mirror(tracker: Tracker, record: store.Record) -> None:
@@ -188,8 +199,4 @@ def _sentence(error: BaseException, record: store.Record) -> str:
 
 
 if __name__ == "__main__":
-    code = main()
-    # Skips the slow teardown of libraries; everything that matters is on disk.
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    end(run(Path(sys.argv[1]), int(sys.argv[2])))

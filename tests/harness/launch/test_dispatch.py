@@ -23,7 +23,7 @@ from harness.config.groups import configs_dir
 from harness.errors import UserError
 from harness.launch import dispatch_job, hydra_launchers, launcher
 from harness.launch.dispatch import MAX_LOSSES, Dispatcher
-from harness.launch.runners import Ended
+from harness.launch.launcher import Ended
 from harness.study.planner import plan
 from harness.study.study_file import write_study
 
@@ -78,7 +78,7 @@ def hydra_engine() -> Iterator[Any]:
 
 
 def run_all(dispatcher: Dispatcher, cells: list[Cell]) -> list[Ended]:
-    return list(dispatcher.run(cells, "c", None, lambda cell, values: None))
+    return list(dispatcher.run(cells, "c", None, lambda cell, values: None, wait=True))
 
 
 @pytest.mark.parametrize("name", ["joblib", "submitit_local"])
@@ -155,7 +155,7 @@ class Threads:
         for thread in threads:
             thread.join()
 
-    def work(self, cell: Cell, command: str, progress: Any, stopped: Any) -> store.Record:
+    def work(self, cell: Cell, command: str, progress: Any, stopped: Any, *_: Any) -> store.Record:
         cell.directory.mkdir(parents=True, exist_ok=True)
         if self.lose.get(cell.id, 0) < 0:  # runs until it is told to stop
             while not stopped():
@@ -205,7 +205,7 @@ def test_a_lost_cell_that_another_command_runs_gets_that_ones_result(
 
 def test_after_the_deadline_no_cell_starts(cells: Callable[[int], list[Cell]]) -> None:
     planned, engine = cells(2), Threads()
-    found = list(Dispatcher(engine).run(planned, "c", time.time() - 1, lambda c, v: None))
+    found = list(Dispatcher(engine).run(planned, "c", time.time() - 1, lambda c, v: None, True))
     assert (found, len(engine.rounds)) == ([], 1)
     assert not (planned[0].study_dir / "happened").exists()
 
@@ -223,7 +223,7 @@ def test_interrupted_it_ends_the_jobs_and_keeps_what_is_finished(
 ) -> None:
     planned = cells(2)
     engine = Threads({planned[1].id: -1})
-    running = Dispatcher(engine).run(planned, "c", None, lambda cell, values: None)
+    running = Dispatcher(engine).run(planned, "c", None, lambda cell, values: None, True)
     assert next(running).cell.id == planned[0].id
     running.close()
     assert engine.seen_stop

@@ -13,7 +13,7 @@ from harness.cells.code import CodeChanged
 from harness.cells.identity import Cell, job
 from harness.config import RunConfig, to_dict
 from harness.errors import UserError
-from harness.launch import launcher, runners
+from harness.launch import launcher
 from harness.study import sweep
 from harness.study.plan import Plan, Request
 from harness.study.search import Fixed, Largest, Point, Rates, Search
@@ -31,7 +31,7 @@ class Worker:
         self.capacity, self.killed_at = capacity, killed_at
         self.ran: list[str] = []
 
-    def __call__(self, cell: Cell, command: str, on_progress: Any) -> store.Record:
+    def __call__(self, cell: Cell, command: str, on_progress: Any, wait: bool) -> store.Record:
         if len(self.ran) == self.killed_at:
             raise KeyboardInterrupt
         self.ran.append(cell.id)
@@ -69,7 +69,7 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Worker]:
 
     def put(**keys: Any) -> Worker:
         worker = Worker(**keys)
-        monkeypatch.setattr(runners, "launch", worker)
+        monkeypatch.setattr(launcher, "launch", worker)
         monkeypatch.setattr(sweep, "_results_dir", lambda: Path("/nowhere"))
         return worker
 
@@ -264,12 +264,12 @@ def test_an_edit_in_between_stops_the_sweep_once_and_loses_nothing(
     worker = work()
 
     class Edited(Worker):
-        def __call__(self, cell: Cell, command: str, on_progress: Any) -> store.Record:
+        def __call__(self, cell: Cell, command: str, on_progress: Any, wait: bool) -> store.Record:
             if len(worker.ran) == 2:
                 raise CodeChanged("harness/a.py changed")
-            return worker(cell, command, on_progress)
+            return worker(cell, command, on_progress, wait)
 
-    monkeypatch.setattr(runners, "launch", Edited())
+    monkeypatch.setattr(launcher, "launch", Edited())
     with pytest.raises(CodeChanged, match=r"a\.py changed"):
         run(plan(SEEDS))
     assert len(listed(tmp_path)) == 4

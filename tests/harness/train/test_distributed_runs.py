@@ -25,7 +25,7 @@ from harness.cells import identity as cells
 from harness.cells import store
 from harness.config import RunConfig, from_dict, to_dict
 from harness.errors import UserError
-from harness.launch import worker_process
+from harness.launch import process
 from harness.launch.launcher import launch
 from harness.study import planner
 from harness.study.origins import Origins
@@ -324,10 +324,10 @@ def test_a_single_process_is_no_rank_of_another_launcher(
 
 def test_ranks_share_the_processors(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(worker_process, "cpu_cores", lambda: 9)
+    monkeypatch.setattr(process, "cpu_cores", lambda: 9)
     (cell,) = planner.plan([make_run(threads=None, launch={"nproc": 2})], progress=False)
-    assert worker_process.environment(cell)["OMP_NUM_THREADS"] == "4"
-    assert worker_process.command(cell, 1)[2] == "harness.worker.agent"
+    assert process.environment_of(cell)["OMP_NUM_THREADS"] == "4"
+    assert process.command(cell, 1)[3] == "harness.worker.agent"
     (cell,) = planner.plan([make_run(threads=None)], progress=False)
-    assert "OMP_NUM_THREADS" not in worker_process.environment(cell)
-    assert worker_process.command(cell, 1)[2] == "harness.worker.main"
+    assert "OMP_NUM_THREADS" not in process.environment_of(cell)
+    assert process.command(cell, 1)[3] == "harness.worker.main"

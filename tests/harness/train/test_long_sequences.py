@@ -14,7 +14,7 @@ from harness.cells import store
 from harness.config import ROTARY_FAMILIES, ModelConfig, RunConfig, StudyConfig, from_dict, to_dict
 from harness.config.groups import configs_dir, load_group
 from harness.errors import UserError
-from harness.launch import worker_process
+from harness.launch import process
 from harness.meters.limits import MAPPED_FROM
 from harness.models.families import families
 from harness.planner.check import compare
@@ -137,7 +137,7 @@ def test_exact_peaks_change_the_process_the_cell_and_the_prediction(
     exact = replace(plain, task=replace(plain.task, exact_peaks=True))
     assert Origins().cell(plain, "data").id != Origins().cell(exact, "data").id
     values = [
-        worker_process.environment(cell).get(MAPPED_FROM)
+        process.environment_of(cell).get(MAPPED_FROM)
         for cell in planner.plan([plain, exact], progress=False)
     ]
     assert values == [None, "65536"]
