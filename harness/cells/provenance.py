@@ -102,6 +102,27 @@ def ram_bytes() -> int | None:
         return None
 
 
+def memory_bytes() -> tuple[int, int] | None:
+    """Memory in use and memory there is, in bytes, of the machine or of its part that is ours.
+
+    Files that the kernel keeps at hand do not count as used. None where the system does not tell.
+    """
+    import psutil
+
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = int((group / "memory.max").read_text())  # "max" where there is no limit
+        rows = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        return int(rows["anon"]), limit
+    except (OSError, ValueError, KeyError):
+        pass
+    try:
+        memory = psutil.virtual_memory()
+    except (OSError, RuntimeError):
+        return None
+    return memory.total - memory.available, memory.total
+
+
 def packages() -> dict[str, str]:
     """Versions of the installed packages that can change a result."""
     found: dict[str, str] = {}

@@ -16,7 +16,7 @@ from harness.cells.code import check_code
 from harness.cells.identity import Cell, blank_record, job
 from harness.cells.lock import Busy, OnProgress, Stopped, locked
 from harness.cells.messages import FACTS_MARK, PROGRESS_MARK
-from harness.cells.provenance import utc_now
+from harness.cells.provenance import memory_bytes, utc_now
 from harness.errors import UserError
 from harness.launch import process
 
@@ -196,7 +196,14 @@ def _explain(code: int, kills_before: int, log: Path, who: str) -> tuple[str, st
     # The counter is written by the kernel a moment after the process is gone.
     time.sleep(0.1)
     if code == -signal.SIGKILL and _oom_kills() > kills_before:
-        return "oom", f"The kernel ended {who[0].lower() + who[1:]} for lack of memory."
+        told = f"The kernel ended {who[0].lower() + who[1:]} for lack of memory"
+        left = memory_bytes()  # in use now that the worker is gone
+        if left is None or left[0] <= left[1] / 2:
+            return "oom", f"{told}."
+        return "crashed", (
+            f"{told}, but other processes hold {left[0] / 2**30:.2f} GiB of the machine's "
+            f"{left[1] / 2**30:.2f} GiB; run it again when they have ended."
+        )
     if code < 0:
         return "crashed", f"{who} was ended by signal {signal.Signals(-code).name}."
     return "crashed", f"{who} ended with exit code {code} and no record; see {log.name}."

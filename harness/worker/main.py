@@ -23,6 +23,7 @@ from harness.config import RunConfig, TrackerConfig
 from harness.meters.limits import lift
 from harness.trackers import RunInfo, Tracker, make_tracker
 from harness.train.facts import Facts
+from harness.worker.failure import status_of
 from harness.worker.rank import is_first_failure, rank_index, wait_for_end
 
 PR_SET_PDEATHSIG = 1
@@ -51,9 +52,9 @@ def run(directory: Path, parent: int) -> int:
         traceback.print_exc()
         if config.launch.nproc > 1:
             wait_for_end(error)
-        record.status = _status_of(error)
+        record.status, others = status_of(error, config)
         record.metrics, rows = facts.failure(record.status)
-        record.error = _sentence(error, record)
+        record.error = others or _sentence(error, record)
         if config.launch.nproc > 1:
             if not is_first_failure(directory, job["attempt"]):
                 return 1
@@ -167,24 +168,6 @@ def _silent(*_: Any, **__: Any) -> None:
 def tell(values: dict[str, Any]) -> None:
     """Tell the parent what is known, should this process be killed (one line on stdout)."""
     print(FACTS_MARK + json.dumps(values), flush=True)
-
-
-def _status_of(error: BaseException) -> str:
-    """`oom` for every form in which running out of memory shows, else `crashed`."""
-    text = str(error).lower()
-    names = {kind.__name__ for kind in type(error).__mro__}
-    shortage = (
-        "not enough memory",
-        "out of memory",
-        "can't allocate memory",
-        "cannot allocate memory",
-        "bad_alloc",  # C++ code under a cap
-        "could not create a primitive",  # oneDNN without its scratch memory
-        "could not create a memory object",
-    )
-    if "MemoryError" in names or "OutOfMemoryError" in names or any(s in text for s in shortage):
-        return "oom"
-    return "interrupted" if isinstance(error, KeyboardInterrupt) else "crashed"
 
 
 def _sentence(error: BaseException, record: store.Record) -> str:
