@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from harness.errors import UserError
+from harness.errors import UserError, writing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -145,11 +145,17 @@ def _remove_stale(path: Path) -> None:
 def write_bytes_atomic(path: Path, data: bytes) -> None:
     """Write `data` to `path` so that every reader sees the old content or the new one.
 
-    Raises OSError when the folder cannot be written; the old file then stays as it was.
+    Raises UserError where the disk is full or the folder cannot be written, OSError for another
+    reason; the old file then stays as it was, and no temporary one is left.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_stale(path)
+    with writing(path.parent, path.name, "choose another folder", need=len(data)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale(path)
+        _replace(path, data)
+
+
+def _replace(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as stream:

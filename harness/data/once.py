@@ -7,6 +7,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from harness.errors import writing
+
 META = "meta.json"
 
 
@@ -14,10 +16,15 @@ def build_once(final: Path, write: Callable[[Path], None]) -> None:
     """See that `final` holds a finished folder; `write` fills an empty one given to it.
 
     Two processes that ask for the same folder do not clash: one builds, the other waits. A build
-    that dies leaves nothing that looks finished.
+    that dies leaves nothing that looks finished. UserError where `final` cannot be written.
     """
     if (final / META).exists():
         return
+    with writing(final.parent, "The prepared data", "choose another folder with cache="):
+        _build_once(final, write)
+
+
+def _build_once(final: Path, write: Callable[[Path], None]) -> None:
     final.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{final}.lock"):
         if (final / META).exists():

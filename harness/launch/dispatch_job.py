@@ -124,7 +124,8 @@ class _Progress:
         self._values |= values
         if entered or time.monotonic() - self._written >= PROGRESS_SECONDS:
             self._written = time.monotonic()
-            with contextlib.suppress(OSError):  # the folder goes when a sweep is over
+            # The folder goes when a sweep is over; a full disk ends the cell, not its progress.
+            with contextlib.suppress(OSError, UserError):
                 store.write_json_atomic(self._path, self._values)
 
 

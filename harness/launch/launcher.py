@@ -161,8 +161,10 @@ def _relay(stream: IO[str], log: IO[str], on_progress: OnProgress, facts: dict[s
             with contextlib.suppress(ValueError):
                 _learn(facts, json.loads(line[len(FACTS_MARK) :]))
         else:
-            log.write(line)
-            log.flush()
+            # Where the disk is full, the pipe must still be read: else the worker would wait.
+            with contextlib.suppress(OSError):
+                log.write(line)
+                log.flush()
 
 
 def _learn(facts: dict[str, Any], new: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from harness.cells import store
 from harness.cells.identity import Cell
 from harness.cells.lock import LOCK_FILE, holding
 from harness.cells.provenance import utc_now
+from harness.errors import writing
 
 
 def write_study(cells: list[Cell], command: str, looked_utc: str | None = None) -> None:
@@ -16,10 +17,11 @@ def write_study(cells: list[Cell], command: str, looked_utc: str | None = None) 
     """
     looked_utc = looked_utc or utc_now()
     for directory in dict.fromkeys(cell.study_dir for cell in cells):
-        directory.mkdir(parents=True, exist_ok=True)
-        with holding(directory / LOCK_FILE):  # two commands may extend one study at once
-            members = [cell for cell in cells if cell.study_dir == directory]
-            _write_study(directory, members, command, looked_utc)
+        members = [cell for cell in cells if cell.study_dir == directory]
+        with writing(directory, "The study", "choose another folder with root="):
+            directory.mkdir(parents=True, exist_ok=True)
+            with holding(directory / LOCK_FILE):  # two commands may extend one study at once
+                _write_study(directory, members, command, looked_utc)
 
 
 def _write_study(directory: Path, members: list[Cell], command: str, looked_utc: str) -> None:

@@ -4,6 +4,7 @@ The parent (`harness.launch.launcher`) starts it and records what this process c
 death.
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -49,7 +50,8 @@ def run(directory: Path, parent: int) -> int:
     except BaseException as error:
         # First of all: under a cap there may be no memory left to write anything down.
         lift()
-        traceback.print_exc()
+        with contextlib.suppress(OSError):  # the log may lie on a full disk
+            traceback.print_exc()
         if config.launch.nproc > 1:
             wait_for_end(error)
         record.status, others = status_of(error, config)

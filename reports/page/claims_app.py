@@ -13,6 +13,7 @@ from reports.data.pairing import COMPARED
 from reports.data.sources import discover
 from reports.data.text import listed
 from reports.page import claims_page
+from reports.page.output import replacing
 
 HELP = """\
 examples:
@@ -53,9 +54,10 @@ def judge_folders(options: argparse.Namespace, claims: dict[str, Claim]) -> None
     """Judge every claim from all folders, print the verdicts and write the page."""
     sources = discover(options.folders or [published()])
     judgements = judge_claims(claims, sources, unlisted=bool(options.folders))
-    page = claims_page.write(options.output, judgements, sources)
+    with replacing(options.output, "The page of claims") as fresh:
+        claims_page.write(fresh, options.output, judgements, sources)
     print(overview(judgements))
-    print(f"\nPage: {page}")
+    print(f"\nPage: {options.output / claims_page.PAGE}")
 
 
 def published() -> Path:

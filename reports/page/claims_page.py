@@ -18,6 +18,7 @@ from reports.data.sources import Source
 from reports.data.text import DASH, missing
 from reports.tables.tables import markdown
 
+PAGE = "index.html"
 FACTS = [
     *("optimizer", "model", "seq_len", "precision", "device", "seed", "status", "code_hash"),
     *("optimizer_state_bytes", "peak_first_step_bytes", "peak_steady_step_bytes"),
@@ -34,16 +35,15 @@ NAMES = {
 }
 
 
-def write(folder: Path, judgements: list[Judgement], sources: Mapping[str, Source]) -> Path:
-    """Write index.html, claims.md, claims.csv and cells.csv; returns the path of the page."""
-    folder.mkdir(parents=True, exist_ok=True)
+def write(
+    folder: Path, final: Path, judgements: list[Judgement], sources: Mapping[str, Source]
+) -> None:
+    """Write index.html, claims.md, claims.csv and cells.csv to `folder`; links start at `final`."""
     judgement_frame(judgements).to_csv(folder / "claims.csv", index=False)
-    cells = cell_table(judgements, sources, folder)
+    cells = cell_table(judgements, sources, final)
     cells.drop(columns=["anchor"]).to_csv(folder / "cells.csv", index=False)
     (folder / "claims.md").write_text(markdown_page(judgements, cells), encoding="utf-8")
-    page = folder / "index.html"
-    page.write_text(html_page(judgements, cells), encoding="utf-8")
-    return page
+    (folder / PAGE).write_text(html_page(judgements, cells), encoding="utf-8")
 
 
 def anchor(study: str, identity: str) -> str:

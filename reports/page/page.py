@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from importlib import resources
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,9 @@ def saving(drawings: Sequence[Drawn], folder: Path) -> Iterator[None]:
         yield
         return
     fork = multiprocessing.get_context("fork")
+    refused = fork.SimpleQueue()
     helpers = [
-        fork.Process(target=save, args=(drawings[share::shares], folder), daemon=True)
+        fork.Process(target=_share, args=(drawings[share::shares], folder, refused), daemon=True)
         for share in range(shares)
     ]
     for helper in helpers:
@@ -67,6 +69,18 @@ def saving(drawings: Sequence[Drawn], folder: Path) -> Iterator[None]:
         helper.join()
         if helper.exitcode:
             raise ReportError(f"A process that draws figures ended with code {helper.exitcode}.")
+    if not refused.empty():
+        raise OSError(*refused.get(), str(folder))
+
+
+def _share(
+    drawings: Sequence[Drawn], folder: Path, refused: "SimpleQueue[tuple[int | None, str]]"
+) -> None:
+    """`save` in a process of its own, which tells what the file system refuses."""
+    try:
+        save(drawings, folder)
+    except OSError as error:
+        refused.put((error.errno, error.strerror or str(error)))
 
 
 def save(drawings: Sequence[Drawn], folder: Path) -> None:

@@ -20,6 +20,7 @@ from reports.data.load import ReportError, StudyData, each, load
 from reports.data.values import capped
 from reports.figures.loss import Curves
 from reports.figures.registry import draw_all
+from reports.page.output import replacing
 from reports.page.page import render, saving
 from reports.page.sections import failures, sections
 from reports.page.summary import summary_text
@@ -35,6 +36,7 @@ from reports.tables.speed import ratios
 from reports.tables.tables import aligned, compact, runs_table, summary_table, summary_view
 from reports.tables.targets import targets
 
+PAGE = "index.html"
 DEFAULT_MARGIN = 0.01  # nats/token, the line in the figure where no claim states a margin
 TASKS = {"memory": "Memory and step time", "pretrain": "Training", "finetune": "Fine-tuning"}
 
@@ -61,13 +63,14 @@ def report_main(arguments: list[str] | None = None) -> int:
         claims = load_claims(options.claims)
         data = load(options.study)
         folder = options.output or options.study / "report"
-        page, verdicts, summary = write(data, claims, folder)
+        with replacing(folder, "The report") as fresh:
+            verdicts, summary = write(data, claims, fresh)
     except ReportError as error:
         return complain(parser.prog, str(error))
     except OSError as error:
         return complain(parser.prog, f"{error.filename or options.study}: {error.strerror}.")
     print(terminal(data, verdicts, summary))
-    print(f"\nReport: {page}")
+    print(f"\nReport: {folder / PAGE}")
     return 0
 
 
@@ -97,9 +100,8 @@ def complain(program: str, sentence: str) -> int:
 
 def write(
     data: StudyData, claims: dict[str, Claim], folder: Path
-) -> tuple[Path, list[Verdict], pd.DataFrame]:
-    """Write every file of the report; returns the page's path, verdicts and the variants' table."""
-    folder.mkdir(parents=True, exist_ok=True)
+) -> tuple[list[Verdict], pd.DataFrame]:
+    """Write every file of the report; returns the verdicts and the variants' table."""
     curves = Curves(data.curves)
     drawings = draw_all(data, margin_of(claims, data.study.get("claims", [])), curves=curves)
     with saving(drawings, folder):
@@ -113,9 +115,9 @@ def write(
             frame.to_csv(folder / f"{name}.csv", index=False)
     text = summary_text(data, verdicts, summary, listed)
     (folder / "summary.md").write_text(text, encoding="utf-8")
-    page = folder / "index.html"
-    page.write_text(render(data, verdicts, claims, listed, folder), encoding="utf-8")
-    return page, verdicts, summary
+    page = render(data, verdicts, claims, listed, folder)
+    (folder / PAGE).write_text(page, encoding="utf-8")
+    return verdicts, summary
 
 
 def margin_of(claims: dict[str, Claim], wanted: Sequence[str]) -> float:

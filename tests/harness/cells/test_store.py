@@ -1,5 +1,6 @@
 """Records survive a killed writer, keep their values, and are refused in one sentence otherwise."""
 
+import errno
 import json
 import os
 import signal
@@ -285,10 +286,10 @@ def test_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
     store.write_json_atomic(path, {"value": 1})
 
     def fail(*_: object) -> None:
-        raise OSError("disk full")
+        raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(OSError, match="Input/output error"):
         store.write_json_atomic(path, {"value": 2})
     assert store.read_json(path) == {"value": 1}
     assert os.listdir(tmp_path) == ["a.json"]
