@@ -27,9 +27,11 @@ STRATEGIES = ("ddp", "fsdp")
 TASKS = registry.names("tasks")
 SOURCES = registry.names("data/sources")
 TRACKERS = registry.names("trackers")
-ROTARY_FAMILIES = ("llama", "mixtral", "qwen3")
-IMAGE_FAMILIES = ("vit",)
-FAMILIES = ("gpt2", *ROTARY_FAMILIES, *IMAGE_FAMILIES)
+FAMILIES = registry.names("models/families")
+ROTARY_FAMILIES = tuple(f for f in FAMILIES if registry.constant("models/families", f, "ROTARY"))
+IMAGE_FAMILIES = tuple(
+    f for f in FAMILIES if registry.constant("models/families", f, "INPUTS") == "images"
+)
 
 LEAST_FOLDS = 3
 BYTE_TOKENS = 257  # 256 bytes and the end of a text

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 from harness.config import ModelConfig
 from harness.config.checks import reads_images
 from harness.errors import UserError
-from harness.models.families import check_family, families
+from harness.models.families import check_family, transformers_config
 from harness.models.files import check_files, locate
 from harness.models.inputs import auto_class, sequence_length
 from harness.models.lora import add_lora, check_lora
@@ -55,9 +55,7 @@ def check(config: ModelConfig) -> None:
         if found.gguf is None and folder.exists() and not (folder / "config.json").is_file():
             raise UserError(f"model.path={config.path!r} is no model folder (no config.json).")
         return
-    if config.family not in families():
-        allowed = ", ".join(families())
-        raise UserError(f"model.family={config.family!r} is unknown; allowed: {allowed}.")
+    check_family(config)
     for key in ("hidden_size", "layers", "heads", "max_positions"):
         if getattr(config, key) < 1:
             raise UserError(f"model.{key}={getattr(config, key)} must be at least 1.")
@@ -67,7 +65,6 @@ def check(config: ModelConfig) -> None:
         )
     if config.kv_heads is not None and (config.kv_heads < 1 or config.heads % config.kv_heads):
         raise UserError(f"model.kv_heads={config.kv_heads} must divide model.heads={config.heads}.")
-    check_family(config)
 
 
 def max_positions(config: ModelConfig) -> int:
@@ -179,7 +176,7 @@ def _shape(config: ModelConfig, vocab_size: int) -> "PretrainedConfig":
             f"model.vocab_size={size} is below the {vocab_size} token ids of the data; "
             "set it to null to take the data's."
         )
-    return families()[config.family](config, size)
+    return transformers_config(config, size)
 
 
 def _pretrained_config(path: str) -> "PretrainedConfig":

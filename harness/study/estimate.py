@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.cells import store
-from harness.config import RunConfig, to_dict
-from harness.config.checks import IMAGE_FAMILIES
+from harness.config import ROTARY_FAMILIES, RunConfig, to_dict
 
 LIKENESS = ("precision", "optimizer", "model", "options", "ranks")  # what counts first comes first
 
@@ -208,7 +207,7 @@ def _parameters(config: dict[str, Any]) -> float:
     model = config["model"]
     hidden, layers = model["hidden_size"], model["layers"]
     vocabulary = model["vocab_size"] or config["data"]["vocab_size"]
-    if model["family"] in ("gpt2", *IMAGE_FAMILIES):
+    if model["family"] not in ROTARY_FAMILIES:
         inner = model["intermediate_size"] or 4 * hidden
         embeddings = (vocabulary + model["max_positions"]) * hidden
         return float(embeddings + layers * (4 * hidden**2 + 2 * hidden * inner))

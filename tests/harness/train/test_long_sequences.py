@@ -16,7 +16,7 @@ from harness.config.groups import configs_dir, load_group
 from harness.errors import UserError
 from harness.launch import process
 from harness.meters.limits import MAPPED_FROM
-from harness.models.families import families
+from harness.models.families import names, transformers_config
 from harness.planner.check import compare
 from harness.study import parts, planner
 from harness.study.origins import Origins
@@ -71,8 +71,8 @@ def test_the_study_holds_tokens_a_step_constant() -> None:
 
 
 def test_rotary_families_are_those_with_rotary_positions() -> None:
-    tiny = {name: load(f"{name}_tiny") for name in families() if name != "vit"}
-    shapes = {name: families()[name](config, 64) for name, config in tiny.items()}
+    tiny = {name: load(f"{name}_tiny") for name in names() if name != "vit"}
+    shapes = {name: transformers_config(config, 64) for name, config in tiny.items()}
     found = {name for name, shape in shapes.items() if getattr(shape, "rope_parameters", None)}
     assert found == set(ROTARY_FAMILIES)
 
