@@ -73,7 +73,7 @@ def _run(line: CommandLine) -> int:
     if not options.dry_run:
         for note in trackers.check(run.tracker for run in runs):
             print(f"gefen-bench: {note}", file=sys.stderr)
-    plan = Plan(requests, workers=engine)
+    plan = Plan(requests, workers=engine, rerun=options.rerun)
     if options.dry_run:
         print(sweep.dry_run(plan.known()))
         return 0

@@ -31,7 +31,7 @@ KEY = re.compile(r"(\+\+?|~)?([a-z_][\w-]*(?:[./][\w-]+)*(?:@[\w.:]+)?)", re.I |
 FREE_KEYS = re.compile(r"optimizer\.options(\..*)?")
 LAUNCHER = re.compile(r"[+~]*hydra(/launcher=|\.launcher\.)")
 # None of these changes a result, so the command that a record names leaves them out.
-PASSING = re.compile(r"\+*launch\.(dry_run|limit|time_budget_minutes)=")
+PASSING = re.compile(r"\+*launch\.(dry_run|limit|time_budget_minutes|rerun)=")
 # With these Hydra prints something and nothing is run.
 PRINTING = ("help", "hydra_help", "version", "resolve", "shell_completion")
 PRINTING_VALUE = ("cfg", "package", "info")
@@ -75,7 +75,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def read(arguments: Sequence[str]) -> CommandLine:
-    """Flags and words apart, `--dry-run`, `--limit N` and `--time-budget 2h` as keys of launch.
+    """Flags and words apart; `--dry-run`, `--limit N`, `--time-budget 2h` and `--rerun oom` (which
+    may be repeated) as keys of launch.
 
     Raises UserError with one sentence.
     """
@@ -83,6 +84,7 @@ def read(arguments: Sequence[str]) -> CommandLine:
     own = ["launch.dry_run=true"] if given.dry_run else []
     own += [] if given.limit is None else [_limit(given.limit)]
     own += [] if given.time_budget is None else [_time_budget(given.time_budget)]
+    own += [_rerun(given.rerun)] if given.rerun else []
     words = [_mended(word, given.multirun) for word in given.words]
     directory = [] if given.config_dir is None else [f"--config-dir={given.config_dir}"]
     printing = [_flag(name) for name in PRINTING if getattr(given, name)]
@@ -112,6 +114,7 @@ def _parser() -> argparse.ArgumentParser:
         add(*flags, action="store_true")
     for flags in (("--limit",), ("--time-budget",), ("-cd", "--config-dir"), ("-p", "--package")):
         add(*flags)
+    add("--rerun", action="append", default=[])
     add("-c", "--cfg", choices=("job", "hydra", "all"))
     kinds = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
     add("-i", "--info", nargs="?", const="all", choices=kinds)
@@ -126,6 +129,13 @@ def _limit(value: str) -> str:
     if not re.fullmatch(r"[0-9]{1,9}", value) or int(value) < 1:
         raise UserError(f"--limit {value}".rstrip() + " needs a whole number above 0: --limit 5.")
     return f"launch.limit={int(value)}"
+
+
+def _rerun(values: list[str]) -> str:
+    for value in values:
+        if not re.fullmatch(r"\w+", value):
+            raise UserError(f"--rerun {value!r} needs a status or the id of a cell: --rerun oom.")
+    return f"launch.rerun=[{','.join(repr(value) for value in values)}]"
 
 
 def _time_budget(value: str) -> str:

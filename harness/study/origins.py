@@ -58,8 +58,8 @@ class Origins:
             "optimizer": code,
         }
         parts: dict[str, set[str]] = {}
-        for part, modules in roots.items():
-            parts[part] = tree.closure(modules, kinds) - parts.get("core", set())
+        for part, names in roots.items():
+            parts[part] = tree.closure(names, kinds) - parts.get("core", set())
         used = {name.partition(".")[0] for name in code}
         used |= tree.libraries(parts["optimizer"])
         return Origin(

@@ -108,6 +108,12 @@ class Plan:
         configs = [entry.request.configure(point) for entry, point in starts]
         for (entry, point), cell in zip(starts, self._planner.cells(configs), strict=True):
             entry.cells[_text(point)] = cell
+        known = self.known()
+        missing = set(rerun) - set(store.STATUSES) - {cell.id for cell in known.cells}
+        if missing and not known.open:
+            raise UserError(
+                f"--rerun {min(missing)} is no cell of this plan; --dry-run lists their ids."
+            )
 
     @property
     def chooses_rates(self) -> bool:

@@ -45,6 +45,11 @@ def value_of(printed: str, key: str) -> Any:
         (["study=tune", "--dry-run"], ["study=tune", "launch.dry_run=true"], ["study=tune"]),
         (["seed=0", "--limit", "3"], ["seed=0", "launch.limit=3"], ["seed=0"]),
         (["--limit=07"], ["launch.limit=7"], []),
+        (
+            ["--rerun", "oom", "--rerun=0123456789abcdef"],
+            ["launch.rerun=['oom','0123456789abcdef']"],
+            [],
+        ),
         (["--time-budget", "2h"], ["launch.time_budget_minutes=120"], []),
         (["--time-budget=1h30m", "x=1"], ["x=1", "launch.time_budget_minutes=90"], ["x=1"]),
         (["--time-budget", "45s"], ["launch.time_budget_minutes=0.75"], []),
@@ -73,6 +78,7 @@ def test_the_launchers_words_are_apart_unless_hydra_only_prints() -> None:
     ("arguments", "sentence"),
     [
         (["--limit"], "--limit: expected one argument"),
+        (["--rerun", "o,m"], "--rerun 'o,m' needs a status or the id"),
         (["--limit", "0"], "--limit 0 needs a whole number"),
         (["--limit", "study=tune"], "--limit study=tune needs"),
         (["--time-budget", "2 hours"], "--time-budget 2 hours needs hours, minutes or seconds"),

@@ -240,6 +240,8 @@ def test_results_run_again_where_asked_by_status_or_id(
     assert again.ran == asked
     with pytest.raises(UserError, match=r"^--rerun omm is not known; allowed: done, .*, or the id"):
         plan(LARGEST, "omm")
+    with pytest.raises(UserError, match=r"^--rerun 0{16} is no cell of this plan; --dry-run lists"):
+        plan(SEEDS, "0" * 16)
 
 
 def test_a_result_stays_until_its_cell_runs_again(
