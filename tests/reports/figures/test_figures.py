@@ -19,6 +19,7 @@ from reports.page.page import DPI, write_png
 from reports.tables.tables import aligned, compact, runs_table, summary_table, summary_view
 
 Maker = Callable[..., Record]
+pytestmark = pytest.mark.xdist_group("figures")  # one worker draws the figures
 
 
 def test_ratio_and_saving_come_from_counts(
