@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from types import TracebackType
+from typing import Any
 
 import torch
 
@@ -35,42 +35,32 @@ class Stopwatch:
         self._start = time.perf_counter()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         # After an error the device may not answer any more; the error is what matters then.
         if kind is None:
             synchronize(self.device)
         self.seconds = time.perf_counter() - self._start
 
 
-class Total:
+class Total(Stopwatch):
     """Seconds spent inside, added up over all entries, between synchronisations of `device`."""
 
     def __init__(self, device: str | torch.device = "cpu") -> None:
-        self.device = torch.device(device)
+        super().__init__(device)
         self.seconds = 0.0
-        self._watch: Stopwatch | None = None
+        self._running = False
 
     def __enter__(self) -> "Total":
-        if self._watch is not None:
+        if self._running:
             raise RuntimeError("a total is entered while it runs; it would count twice")
-        self._watch = Stopwatch(self.device).__enter__()
+        super().__enter__()
+        self._running = True
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        watch, self._watch = self._watch, None
-        assert watch is not None
-        watch.__exit__(kind, value, traceback)
-        self.seconds += watch.seconds
+    def __exit__(self, *raised: Any) -> None:
+        earlier, self._running = self.seconds, False
+        super().__exit__(*raised)
+        self.seconds += earlier
 
 
 @contextmanager
