@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from reports.claims.judge import Claim, Verdict, answer
+from reports.claims.claim import Claim, Verdict, answer
 from reports.data.load import StudyData
 
 Badness = Callable[[Verdict], float]

@@ -7,7 +7,8 @@ from typing import Any
 
 import yaml
 
-from reports.claims.types import HYPOTHESES, ROLES, Claim
+from reports.claims.claim import HYPOTHESES, ROLES, Claim
+from reports.claims.registry import all_estimators
 from reports.data.load import TOKEN_LOSS, ReportError, one_line
 from reports.data.pairing import COMPARED
 from reports.data.text import listed
@@ -32,12 +33,10 @@ def claims_folder() -> Path:
 
 def load_claims(folder: Path) -> dict[str, Claim]:
     """Every claim in `folder` by id. Raises `ReportError` that names the file and the key."""
-    from reports.claims.judge import estimators
-
     paths = sorted(folder.glob("*.yaml"))
     if not paths:
         raise ReportError(f"{folder} holds no claim (*.yaml).")
-    allowed = {*estimators(), NONE}
+    allowed = {*all_estimators(), NONE}
     found: dict[str, Claim] = {}
     for path in paths:
         claim = read_claim(path, allowed)

@@ -13,8 +13,8 @@ from typing import Any
 import pandas as pd
 
 from harness.cells import store
+from reports.data import step_bench as steps
 from reports.data.load import CURVE_COLUMNS, METRICS_ALWAYS_PRESENT, ReportError, StudyData, load
-from reports.tables import steps
 
 STATE_FILE = "robustness.json"
 # Names of the records' forms of the library as optimizers; others keep their form's name.

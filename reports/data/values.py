@@ -1,10 +1,14 @@
 """Columns that a record may lack: metrics that came later, and settings of a cell."""
 
+import math
 from typing import Any
 
 import pandas as pd
 
 from reports.data.load import BASELINE
+
+PANEL = ["model", "seq_len", "precision"]  # what tables and panels of figures are split by
+MOST_PANELS = 4  # of one figure
 
 
 def metric(runs: pd.DataFrame, *names: str) -> pd.Series:
@@ -58,3 +62,45 @@ def baseline_variant(group: pd.DataFrame, baseline: str = BASELINE) -> str | Non
         return None
     losses = cells.groupby("variant", sort=False)["final_eval_loss"].mean()
     return str(losses.idxmin() if losses.notna().any() else losses.index[0])
+
+
+def falls(runs: pd.DataFrame) -> pd.Series:
+    """What each cell's loss fell by, nats; nan where its first evaluation read another text.
+
+    That is over `task.eval_tokens`, the last one over `task.final_eval_tokens` where that is set:
+    the difference of two texts is no fall.
+    """
+    wanted = pd.to_numeric(setting(runs, "task", "eval_tokens")).astype("float64")
+    final = pd.to_numeric(setting(runs, "task", "final_eval_tokens")).astype("float64")
+    fall = metric(runs, "initial_eval_loss") - metric(runs, "final_eval_loss")
+    return fall.where(final.isna() | (final == wanted))
+
+
+def fall_over_spread(runs: pd.DataFrame) -> float:
+    """The mean fall of finished cells over the standard deviation of their final losses.
+
+    nan for fewer than two cells and where any cell's fall is not known; infinite where the losses
+    are equal.
+    """
+    done = runs[runs["status"] == "done"]
+    fall, spread = falls(done).mean(skipna=False), metric(done, "final_eval_loss").std()
+    if math.isnan(fall) or math.isnan(spread):
+        return math.nan
+    return float(fall / spread) if spread > 0 else math.copysign(math.inf, fall)
+
+
+def conditions(frame: pd.DataFrame, keys: list[str]) -> list[pd.DataFrame]:
+    """Groups by `keys` in order, with precisions from wide to narrow."""
+    order = {name: index for index, name in enumerate(("fp32", "bf16_mixed", "bf16_pure"))}
+
+    def place(group: pd.DataFrame) -> tuple[Any, ...]:
+        first = group.iloc[0]
+        return tuple(order.get(first[key], 9) if key == "precision" else first[key] for key in keys)
+
+    return sorted((group for _, group in frame.groupby(keys, dropna=False)), key=place)
+
+
+def condition(group: pd.DataFrame, *keys: str) -> str:
+    """A panel's title from the columns that define it."""
+    words = {"seq_len": "{} tokens"}
+    return ", ".join(words.get(key, "{}").format(group[key].iloc[0]) for key in keys)

@@ -1,17 +1,42 @@
 """The figure of what fits under a memory cap."""
 
 import math
+from functools import partial
 from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from reports.data.report import Report
 from reports.data.text import TIMES, number_text
 from reports.figures.layout import narrow, plain_log, row_text, rows, shared
-from reports.figures.memory import counts, rows_of
+from reports.figures.panels import counts, rows_of
+from reports.figures.registry import Drawn
 from reports.figures.style import INK, WARN, Style, styles
-from reports.tables.capacity import KEYS, answer, capacity_groups, condition_text
+from reports.tables.capacity import (
+    CAPACITY,
+    KEYS,
+    answer,
+    capacity,
+    capacity_groups,
+    condition_text,
+)
+
+
+def figures(report: Report) -> list[Drawn]:
+    """What fits under a cap, where a study searched for it."""
+    table = capacity(report.runs)
+    if table.empty:
+        return []
+    caption = (
+        "The largest value that trained below the smallest that ran out of memory (cross), under "
+        "the cap named above each panel, with the training throughput there. One search each; the "
+        "true limit lies between bar and cross."
+    )
+    cells = tuple(cell for row in table["cells"] for cell in row)
+    draw = partial(capacity_bars, report.runs, table)
+    return [Drawn(CAPACITY, "capacity", "Capacity under a memory cap", caption, draw, cells)]
 
 
 def capacity_bars(runs: pd.DataFrame, table: pd.DataFrame) -> Figure:

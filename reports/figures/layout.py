@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import matplotlib as mpl
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
@@ -22,6 +23,7 @@ TITLE, TICKS, LINE = 0.25, 0.44, 0.155  # inches: above an axes, below it, one l
 ROW = 0.36  # inches a row of a chart by rows: its text and its bar
 RIGHT = 0.17  # half a tick's label
 LETTER, LETTERS = 0.072, 5  # inches; letters of ticks for which the left margins have room
+SPREAD = 6.0  # times this or more from the smallest to the largest: a log axis
 MOST_TICKS = 5  # named values along an axis; more are named by decades
 
 
@@ -170,3 +172,9 @@ def short_number(value: float) -> str:
         return f"{value:,.0f}"
     text = digits(value)
     return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def wide(values: pd.Series) -> bool:
+    """Whether positive values spread so far that a log axis shows them better."""
+    positive = values[values > 0]
+    return bool(len(positive)) and float(positive.max()) > SPREAD * float(positive.min())

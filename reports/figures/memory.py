@@ -1,6 +1,15 @@
-"""Figures on memory. A cell without a number keeps its row, with why."""
+"""Figures on memory: what a peak consists of, and the counted state.
+
+A peak belongs to a moment. In a training step it is either in forward and backward, when
+activations live and the step's transient does not, or in the optimizer's step, when it is the
+other way round; so the kinds are split at each moment, and never add up to more than its peak. A
+cell without a number keeps its row, with why.
+"""
 
 import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,21 +18,34 @@ from matplotlib.figure import Figure
 
 from reports.data.load import BASELINE
 from reports.data.pairing import match_states
+from reports.data.report import Report
 from reports.data.text import GIB, TIMES, byte_text
-from reports.data.values import metric
+from reports.data.values import PANEL, condition, conditions, metric
 from reports.figures.layout import (
-    MOST_TICKS,
-    column,
     narrow,
-    plain_log,
     row_text,
     rows,
     shared,
-    ticks_at,
 )
-from reports.figures.style import INK, WARN, Style, condition, conditions, styles
-from reports.tables.breakdown import NEEDED, REST, moments
+from reports.figures.panels import (
+    STATE_PANEL,
+    cells_text,
+    counts,
+    measured,
+    rows_of,
+    shown_conditions,
+    status_text,
+)
+from reports.figures.registry import Drawn, ids
+from reports.figures.style import Style, styles
+from reports.tables.runs import MEMORY
 
+REST = "rest_bytes"
+HELD = ("parameter_bytes", "gradient_bytes", "optimizer_state_bytes")
+NEEDED = (
+    *(*HELD, "peak_train_step_bytes", "peak_steady_step_bytes", "peak_bytes"),
+    *("activation_bytes", "step_transient_bytes"),
+)
 KINDS = {
     "parameter_bytes": ("parameters", "#4D4D4D", ""),
     "gradient_bytes": ("gradients", "#A8A8A8", ""),
@@ -32,52 +54,78 @@ KINDS = {
     "step_transient_bytes": ("transient of the optimizer step", "#0072B2", "...."),
     REST: ("activations or transient (not separated)", "#E8E8E8", "xxxx"),
 }
-SPREAD = 6.0  # times this or more from the smallest to the largest: a log axis
-MOST_PANELS = 4
-STATE_PANEL = ["model", "precision"]
-PANEL = ["model", "seq_len", "precision"]
-Rows = list[tuple[str, pd.DataFrame]]
 
 
-def measured(runs: pd.DataFrame, column_name: str) -> pd.DataFrame:
-    """Memory cells where a study has them (else all), in conditions that have any such value."""
-    memory = runs[runs["task"] == "memory"]
-    chosen = memory if memory[column_name].notna().any() else runs
-    return chosen[chosen.groupby(STATE_PANEL)[column_name].transform("count") > 0]
+def figures(report: Report) -> list[Drawn]:
+    """Breakdown at the peaks, and counted state."""
+    runs, baseline, found = report.shown, report.baseline, []
+    peaks, states = measured(runs, "peak_bytes"), measured(runs, "optimizer_state_bytes")
+    if not peaks.empty:
+        caption = (
+            "Each bar ends at a measured peak (GiB): the upper at the peak of a whole training "
+            "step with the state resident, the lower, thinner at the peak of an optimizer step "
+            "alone. Parameters, gradients and state as counted; the rest of the peak is what was "
+            "alive at that moment besides: activations in forward and backward, the step's "
+            "transient in the optimizer's step. At the start of backward not all gradients exist "
+            f"yet, so activations are a lower bound. {cells_text(peaks)}; no interval."
+        )
+        draw = partial(memory_stack, runs)
+        found.append(Drawn(MEMORY, "memory", "Memory at its peak", caption, draw, ids(peaks)))
+    if not states.empty:
+        caption = (
+            "Bytes per parameter counted in the storages of the optimizer's state, each once; in "
+            "brackets AdamW's count over this one. Counts are exact: no interval. "
+            f"{cells_text(states)}."
+        )
+        draw, title = partial(state_bars, runs, baseline), "Optimizer state"
+        found.append(Drawn(MEMORY, "state_bytes", title, caption, draw, ids(states)))
+    return found
 
 
-def shown_conditions(cells: pd.DataFrame) -> list[pd.DataFrame]:
-    """The conditions to draw: all, or where they are many the longest sequence of each model.
+@dataclass(frozen=True)
+class Moment:
+    """One measured peak and the bytes of each kind that add up to it."""
 
-    Of these at most `MOST_PANELS`, from the largest models; tables hold the rest.
+    name: str
+    peak: float
+    parts: dict[str, float]
+
+
+def moments(cell: pd.Series) -> list[Moment]:
+    """The training step's peak (or the cell's only one), and that of the optimizer's step alone."""
+    found = []
+    train, step = number(cell, "peak_train_step_bytes"), number(cell, "peak_steady_step_bytes")
+    activation = number(cell, "activation_bytes")
+    transient = number(cell, "step_transient_bytes")
+    whole = number(cell, "peak_bytes") if math.isnan(train) else train
+    if not math.isnan(whole):
+        rest = REST
+        if not math.isnan(activation + transient):
+            rest = "activation_bytes" if activation >= transient else "step_transient_bytes"
+        found.append(Moment("training step", whole, split(cell, whole, rest)))
+    if not math.isnan(step):
+        parts = split(cell, step, "step_transient_bytes")
+        found.append(Moment("optimizer step", step, parts))
+    return found
+
+
+def split(cell: pd.Series, peak: float, rest: str) -> dict[str, float]:
+    """Parameters, gradients and state as counted, the remainder of `peak` as `rest`, bytes.
+
+    Where the counted bytes exceed the peak (pages never touched, say) the last are cut at it.
     """
-    groups = conditions(cells, PANEL)
-    if len(groups) <= MOST_PANELS:
-        return groups
-    longest = cells.groupby(STATE_PANEL, dropna=False)["seq_len"].transform("max")
-    groups = conditions(cells[cells["seq_len"] == longest], PANEL)
-    sizes = [metric(group, "parameters").fillna(0.0).max() for group in groups]
-    kept = sorted(range(len(groups)), key=lambda at: (-sizes[at], at))[:MOST_PANELS]
-    return [groups[at] for at in sorted(kept)]
+    parts, left = {}, peak
+    for name in HELD:
+        value = number(cell, name)
+        parts[name] = min(max(left, 0.0), 0.0 if math.isnan(value) else value)
+        left -= parts[name]
+    return {**parts, rest: max(left, 0.0)}
 
 
-def rows_of(group: pd.DataFrame, looks: dict[str, Style]) -> Rows:
-    """Variants of one condition with their cells, last first: the first stands on top."""
-    names = [variant for variant in looks if (group["variant"] == variant).any()]
-    return [(name, group[group["variant"] == name]) for name in reversed(names)]
-
-
-def status_text(cells: pd.DataFrame) -> str:
-    """The statuses of cells that did not finish, with a cross: "× out of memory"; else empty."""
-    words = {"oom": "out of memory"}
-    found = cells.loc[cells["status"] != "done", "status"]
-    text = ", ".join(dict.fromkeys(words.get(status, status) for status in found))
-    return f"{TIMES} {text}" if text else ""
-
-
-def counts(groups: list[pd.DataFrame]) -> list[int]:
-    """Rows of each panel."""
-    return [int(group["variant"].nunique()) for group in groups]
+def number(cell: Any, name: str) -> float:
+    """A metric of a cell, nan where it has none."""
+    value = cell.get(name)
+    return math.nan if value is None or isinstance(value, (str, list)) else float(value)
 
 
 def memory_stack(runs: pd.DataFrame) -> Figure:
@@ -153,95 +201,3 @@ def draw_state(
         if cells["optimizer"].iloc[0] != baseline and np.isfinite(pair["baseline_bytes"]):
             text += f"  ({pair['baseline_bytes'] / pair['state_bytes']:.2f}{TIMES} smaller)"
     row_text(axis, place, text, status_text(cells))
-
-
-SCALES = {
-    "parameters": ("Parameters, millions", 1e6, ["seq_len", "precision"]),
-    "seq_len": ("Sequence length, tokens", 1.0, ["model", "precision"]),
-}
-SIZES = {
-    "peak_bytes": "Peak, GiB",
-    "optimizer_state_bytes": "Optimizer state, GiB",
-}
-
-
-def scaling_groups(runs: pd.DataFrame, x: str) -> list[pd.DataFrame]:
-    """Conditions of memory cells in which one optimizer was measured at several values of `x`.
-
-    Of many those of the longest sequences (over models) or the largest models (over lengths).
-    """
-    cells = runs[runs["task"] == "memory"]
-    groups = conditions(cells, SCALES[x][2]) if not cells.empty else []
-    several = []
-    for group in groups:
-        done = group[group["peak_bytes"].notna()]
-        if not done.empty and done.groupby("variant")[x].nunique().max() > 1:
-            several.append(group)
-    most = MOST_PANELS // (len(SIZES) if x == "parameters" else 1)
-    if len(several) <= most:
-        return several
-    # The largest of the other size stand for the rest, as they come closest to a real use.
-    other = "seq_len" if x == "parameters" else "parameters"
-    ranked = sorted(several, key=lambda group: -float(metric(group, other).fillna(0).max()))
-    kept = {id(group) for group in ranked[:most]}
-    return [group for group in several if id(group) in kept]
-
-
-def scaling(runs: pd.DataFrame, x: str) -> Figure:
-    """Peak (and over models the state) against `x`, log axes; a cross where a cell failed."""
-    looks = styles(runs)
-    names = list(SIZES) if x == "parameters" else ["peak_bytes"]
-    panels = [(group, name) for group in scaling_groups(runs, x) for name in names]
-    with narrow():
-        entries = len({name for group, _ in panels for name in group["variant"]})
-        figure, axes = column([1.9] * len(panels), [0] * (len(panels) - 1) + [entries], left=0.56)
-        for axis, (group, name) in zip(axes, panels, strict=True):
-            draw_scaling(axis, group, looks, x, name)
-            places = sorted(set(metric(group, x).dropna() / SCALES[x][1]))
-            axis.set_xscale("log")
-            plain_log(axis)
-            if len(places) <= MOST_TICKS:
-                ticks_at(axis, places)
-            if wide(metric(group, name)):
-                axis.set_yscale("log")
-                plain_log(axis, "y")
-            else:
-                axis.set_ylim(bottom=0)
-            axis.set_xlabel(f"{SCALES[x][0]} (log scale)")
-            axis.set_ylabel(SIZES[name])
-            axis.set_title(condition(group, *SCALES[x][2]), loc="left")
-        shared(axes)
-    return figure
-
-
-def wide(values: pd.Series) -> bool:
-    """Whether positive values spread so far that a log axis shows them better."""
-    positive = values[values > 0]
-    return bool(len(positive)) and float(positive.max()) > SPREAD * float(positive.min())
-
-
-def draw_scaling(
-    axis: Axes, group: pd.DataFrame, looks: dict[str, Style], x: str, name: str
-) -> None:
-    """A line for each optimizer through the medians of its cells."""
-    for variant, look in looks.items():
-        cells = group[group["variant"] == variant]
-        if cells.empty:
-            continue
-        across = metric(cells, x) / SCALES[x][1]
-        line = (metric(cells, name) / GIB).groupby(across).median().dropna()
-        axis.plot(
-            line.index, line, color=look.color, marker=look.marker, linestyle=look.line,
-            label=look.label,
-        )  # fmt: skip
-        failed = across[(cells["status"] != "done") & across.notna()]
-        for value in failed:
-            place = 0.0 if math.isnan(value) else value
-            axis.plot(
-                place, 0.96, "x", color=look.color, markeredgecolor=WARN, markersize=6,
-                markeredgewidth=1.6, transform=axis.get_xaxis_transform(), clip_on=False,
-            )  # fmt: skip
-            axis.annotate(
-                look.label, (place, 0.96), xycoords=axis.get_xaxis_transform(), xytext=(-5, 0),
-                textcoords="offset points", ha="right", va="center", color=INK,
-            )  # fmt: skip

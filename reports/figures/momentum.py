@@ -8,11 +8,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from harness.cells import store
+from reports.data.labels import label
 from reports.data.load import ReportError, StudyData, one_line
+from reports.data.report import Report
 from reports.data.text import number_text
-from reports.figures.drawn import Drawn
 from reports.figures.layout import legend_below, narrow, plots
-from reports.figures.style import INK, looks_by_name, looks_table
+from reports.figures.registry import Drawn
+from reports.figures.style import INK
+from reports.tables.sensitivity import STABILITY
 
 # Largest RMS of a whole model's gradient that is clipped to norm 1: one over the root of these.
 MODELS = {"124 M": 124e6, "1 B": 1e9, "8 B": 8e9}
@@ -21,13 +24,13 @@ STEPS = (("#56B4E9", ":"), ("#009E73", "-."), ("#0072B2", "--"), ("#D55E00", "-"
 Facts = dict[str, Any]
 
 
-def momentum_drawings(data: StudyData) -> list[Drawn]:
+def figures(report: Report) -> list[Drawn]:
     """Momentum against the size of gradients, where the study's folder has it measured."""
-    found = momenta(data)
+    found = momenta(report.data)
     if found is None:
         return []
     draw, title = partial(momentum, found), "Momentum against the size of gradients"
-    return [Drawn("stability", "momentum", title, caption(found), draw, ())]
+    return [Drawn(STABILITY, "momentum", title, caption(found), draw, (), 1)]
 
 
 def momenta(data: StudyData) -> Facts | None:
@@ -52,7 +55,6 @@ def momentum(found: Facts) -> Figure:
     """A panel for each optimizer: lines for Gaussian gradients, dots for a model's tensors."""
     names = list(dict.fromkeys(row["optimizer"] for row in found["gaussian"]))
     steps = sorted({row["step"] for row in found["gaussian"]})[-len(STEPS) :]
-    labels = {name: look["label"] for name, look in looks_by_name(looks_table(), names).items()}
     with narrow():
         legends = [0] * (len(names) - 1) + [len(steps) + 1]
         figure, axes = plots(len(names), legends, height=1.7)
@@ -65,7 +67,7 @@ def momentum(found: Facts) -> Figure:
                           label=f"Gaussian gradients, step {step:,}")  # fmt: skip
             dots(axis, [row for row in found["tensors"] if row["optimizer"] == name], found)
             bounds(axis)
-            axis.set_title(labels[name], loc="left")
+            axis.set_title(label(name), loc="left")
             axis.set(xlabel="RMS of a tensor's gradient (log scale)", ylabel="beta1")
         legend_below(axes[-1])
     return figure
@@ -85,10 +87,10 @@ def bounds(axis: Axes) -> None:
 
     Of no single tensor: one tensor may have all of the norm and few elements, so a larger RMS.
     """
-    for label, elements in MODELS.items():
+    for size, elements in MODELS.items():
         bound = elements**-0.5
         axis.axvline(bound, color=INK, linewidth=0.8, linestyle=":", zorder=0)
-        axis.annotate(label, (bound, 0.04), xycoords=axis.get_xaxis_transform(), rotation=90,
+        axis.annotate(size, (bound, 0.04), xycoords=axis.get_xaxis_transform(), rotation=90,
                       ha="right", va="bottom", fontsize=7)  # fmt: skip
 
 

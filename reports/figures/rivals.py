@@ -10,12 +10,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from reports.data.load import each
+from reports.data.report import Report
 from reports.data.text import number_text
+from reports.data.values import PANEL, condition
 from reports.figures.direct_labels import label_points
-from reports.figures.drawn import Drawn
 from reports.figures.layout import LINE, TICKS, narrow, plain_log, plots
-from reports.figures.style import INK, Style, condition, styles
-from reports.tables.rivals import ALIKE, PANEL, rivals
+from reports.figures.registry import Drawn
+from reports.figures.style import INK, Style, styles
+from reports.tables.rivals import ALIKE, SIDE_BY_SIDE, rivals
 
 HEIGHT = 3.6  # inches
 MOST_NAMES = 12  # beside their marks; more have numbers there and their names in a key below
@@ -24,8 +26,9 @@ FAR = 1.0  # nats above the best mean from which a loss is drawn at the upper ed
 MIB = 2**20
 
 
-def rival_drawings(runs: pd.DataFrame) -> list[Drawn]:
+def figures(report: Report) -> list[Drawn]:
     """State against loss and memory against throughput, where many optimizers trained alike."""
+    runs = report.shown
     table = rivals(runs)
     if table.empty:
         return []
@@ -37,14 +40,14 @@ def rival_drawings(runs: pd.DataFrame) -> list[Drawn]:
         "few seeds: neighbours may well change places. Numbers run from the least state on."
     )
     draw, title = partial(pareto, table, runs), "State against loss"
-    found = [Drawn("rivals", "pareto", title, caption, draw, cells)]
+    found = [Drawn(SIDE_BY_SIDE, "pareto", title, caption, draw, cells)]
     caption = (
         "Medians over cells: the highest memory of a training step above the process after its "
         "imports, and tokens a second over forward, backward and update. Processes ran one after "
         "another: orders of magnitude."
     )
     draw, title = partial(memory_speed, table, runs), "Peak memory against throughput"
-    return [*found, Drawn("rivals", "memory_speed", title, caption, draw, cells)]
+    return [*found, Drawn(SIDE_BY_SIDE, "memory_speed", title, caption, draw, cells)]
 
 
 def pareto(table: pd.DataFrame, runs: pd.DataFrame) -> Figure:

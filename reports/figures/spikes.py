@@ -8,21 +8,24 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from reports.data.rates import SPLIT
+from reports.data.report import Report
 from reports.data.text import plural
-from reports.figures.drawn import Drawn
+from reports.data.values import MOST_PANELS, PANEL, condition, conditions
 from reports.figures.layout import legend_below, narrow, row_text, rows
-from reports.figures.memory import MOST_PANELS, counts, rows_of
-from reports.figures.style import GRID, INK, WARN, Style, condition, conditions, styles
-from reports.tables.sensitivity import PANEL, SPLIT, arms, spikes_of
+from reports.figures.panels import counts, rows_of
+from reports.figures.registry import Drawn
+from reports.figures.style import GRID, INK, WARN, Style, styles
+from reports.tables.sensitivity import STABILITY, spikes_of
 
 DEPTHS = (0.3, 1.0, 3.0)  # nats, of the legend
 AREA = 16.0  # points squared for a nat
 HEIGHT = 0.36  # of a row, over which its seeds are spread
 
 
-def spike_drawings(runs: pd.DataFrame) -> list[Drawn]:
+def figures(report: Report) -> list[Drawn]:
     """When spikes came, where a study's cells list at least one."""
-    groups = spiking(runs)
+    groups = spiking(report.arms)
     if not groups:
         return []
     cells = pd.concat(groups)
@@ -32,12 +35,11 @@ def spike_drawings(runs: pd.DataFrame) -> list[Drawn]:
         "run that diverged or failed. In brackets all spikes of an optimizer and its runs."
     )
     draw, shown = partial(spike_rows, groups), tuple(str(cell) for cell in cells["id"])
-    return [Drawn("stability", "spikes", "Loss spikes", caption, draw, shown)]
+    return [Drawn(STABILITY, "spikes", "Loss spikes", caption, draw, shown)]
 
 
-def spiking(runs: pd.DataFrame) -> list[pd.DataFrame]:
+def spiking(cells: pd.DataFrame) -> list[pd.DataFrame]:
     """Conditions in which a run spiked; of many those with the most spikes."""
-    cells = arms(runs)
     groups = [] if cells.empty else conditions(cells, [*PANEL, *SPLIT])
     found = [group for group in groups if spikes_of(group)]
     most = sorted(found, key=lambda group: -len(spikes_of(group)))[:MOST_PANELS]

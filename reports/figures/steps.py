@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 
 from harness.cells import store
 from reports.data.load import ReportError, each
+from reports.data.step_bench import KEYS, PRECISIONS, frame, read
 from reports.data.text import TIMES, count_text, digits, missing
 from reports.figures.style import (
     INK,
@@ -29,8 +30,8 @@ from reports.figures.style import (
     shared_legend,
     tidied,
 )
-from reports.tables.steps import KEYS, PRECISIONS, frame, read, view
-from reports.tables.tables import markdown
+from reports.tables.layout import markdown
+from reports.tables.steps import view
 
 WIDTH = 8.6  # inches, of one panel
 

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
-from reports.data.load import each
+from reports.data.labels import labels
 
 INK = "#222222"
 GRID = "#D9D9D9"
@@ -43,16 +43,15 @@ def styles(runs: pd.DataFrame) -> dict[str, Style]:
     """
     table = looks_table()
     families = dict(zip(runs["variant"], families_of(runs, set(table["named"])), strict=True))
-    names = dict(zip(runs["variant"], runs["optimizer"], strict=True))
+    texts = labels(runs)
     found: dict[str, Style] = {}
     for family, look in looks_by_name(table, set(families.values())).items():
         members = [variant for variant, owner in families.items() if owner == family]
         lines = [look["line"], *(line for line in LINES if line != look["line"])]
         marks = [look["marker"], *(mark for mark in MARKERS if mark != look["marker"])]
         for index, variant in enumerate(members):
-            own = look["label"] if names[variant] == family else str(names[variant])
             found[variant] = Style(
-                label=own + str(variant)[len(names[variant]) :],
+                label=texts[variant],
                 color=shaded(look["color"], SHADES[index // len(lines) % len(SHADES)]),
                 marker=marks[index % len(marks)],
                 line=lines[index % len(lines)],
@@ -95,7 +94,6 @@ def looks_by_name(table: dict[str, Any], names: Iterable[str]) -> dict[str, dict
         turn, place = divmod(index, len(table["free"]))
         look = table["free"][place]
         looks[name] = {
-            "label": table["labels"].get(name, name),
             "color": shaded(look["color"], SHADES[turn % len(SHADES)]),
             "marker": look["marker"],
             "line": LINES[(LINES.index(look["line"]) + turn) % len(LINES)],
@@ -140,31 +138,3 @@ def shared_legend(figure: Figure, axes: list[Axes]) -> None:
         label: mark for marks, labels in found for label, mark in zip(labels, marks, strict=True)
     }
     figure.legend(unique.values(), unique.keys(), loc="outside lower center", ncols=2)
-
-
-def conditions(frame: pd.DataFrame, keys: list[str]) -> list[pd.DataFrame]:
-    """Groups by `keys` in order, with precisions from wide to narrow."""
-    order = {name: index for index, name in enumerate(("fp32", "bf16_mixed", "bf16_pure"))}
-
-    def place(group: pd.DataFrame) -> tuple[Any, ...]:
-        first = group.iloc[0]
-        return tuple(order.get(first[key], 9) if key == "precision" else first[key] for key in keys)
-
-    return sorted((group for _, group in frame.groupby(keys, dropna=False)), key=place)
-
-
-def condition(group: pd.DataFrame, *keys: str) -> str:
-    """A panel's title from the columns that define it."""
-    words = {"seq_len": "{} tokens"}
-    return ", ".join(words.get(key, "{}").format(group[key].iloc[0]) for key in keys)
-
-
-def failures(runs: pd.DataFrame, looks: dict[str, Style]) -> str:
-    """Cells that did not finish, as one line: "diverged: Gefen seed 3 (id)"."""
-    failed = runs[runs["status"] != "done"]
-    parts = [
-        f"{row.status}: {looks[row.variant].label} seed {row.seed} ({row.id[:8]})"
-        for row in each(failed)
-    ]
-    shown = "; ".join(parts[:4]) + (f"; and {len(parts) - 4} more" if len(parts) > 4 else "")
-    return f"Not finished: {shown}" if parts else ""

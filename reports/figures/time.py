@@ -1,32 +1,59 @@
 """Figures on time: the optimizer's step, and its ratio to the baseline's."""
 
 import math
+from functools import partial
 from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from reports.data.report import Report
 from reports.data.text import digits, ms_text
-from reports.data.values import metric
-from reports.figures.layout import narrow, plain_log, row_text, rows, shared
-from reports.figures.memory import (
-    PANEL,
+from reports.data.values import PANEL, condition, metric
+from reports.figures.layout import narrow, plain_log, row_text, rows, shared, wide
+from reports.figures.panels import (
+    cells_text,
     counts,
     measured,
     rows_of,
     shown_conditions,
     status_text,
-    wide,
 )
-from reports.figures.style import INK, Style, condition, styles
-from reports.tables.speed import ratios
+from reports.figures.registry import Drawn, ids
+from reports.figures.style import INK, Style, styles
+from reports.tables.speed import LEAST, SPEED, ratios
 
 PARTS = (
     ("step_median_seconds", "steady optimizer step, median"),
     ("first_step_seconds", "first optimizer step (builds the state)"),
     ("forward_backward_median_seconds", "forward and backward, median"),
 )
+
+
+def figures(report: Report) -> list[Drawn]:
+    """Step times and their ratio to the baseline's."""
+    runs, found = report.shown, []
+    shown = measured(runs, "step_median_seconds")
+    if shown.empty:
+        return []
+    caption = (
+        f"Milliseconds, {cells_text(shown)}; bars from the 10th to the 90th percentile of the "
+        "steady steps of a process. Processes ran one after another, not interleaved: an order "
+        "of magnitude; gefen-step compares interleaved steps."
+    )
+    title = "Time of an optimizer step"
+    found.append(Drawn(SPEED, "step_time", title, caption, partial(step_time, runs), ids(shown)))
+    table = ratios(shown)
+    if not table.empty:
+        caption = (
+            "Median step time of each process over AdamW's with the same seed, geometric mean "
+            f"over n processes; 95 % t intervals on the logs where n is {LEAST} or more."
+        )
+        cells = tuple(dict.fromkeys(cell for row in table["ids"] for cell in row))
+        draw, title = partial(step_ratio, runs, table), "Step time as a multiple of AdamW's"
+        found.append(Drawn(SPEED, "step_ratio", title, caption, draw, cells))
+    return found
 
 
 def step_time(runs: pd.DataFrame) -> Figure:
@@ -95,8 +122,3 @@ def step_ratio(runs: pd.DataFrame, table: pd.DataFrame) -> Figure:
                 plain_log(axis)
         shared(axes)
     return figure
-
-
-def ratio_table(runs: pd.DataFrame) -> pd.DataFrame:
-    """The ratios that the figure shows: conditions with a baseline and another optimizer."""
-    return ratios(measured(runs, "step_median_seconds"))

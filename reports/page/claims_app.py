@@ -5,9 +5,10 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from reports.claims.judge import Claim, claims_folder, evaluate, load_claims
-from reports.claims.judgements import Judgement, judge_claims, tally
-from reports.claims.verdict_text import claim_text, one_verdict, verdict_lines, wrapped
+from reports.claims.claim import Claim
+from reports.claims.files import claims_folder, load_claims
+from reports.claims.judge import Judgement, evaluate, judge_claims, tally
+from reports.claims.words import claim_text, one_verdict, verdict_lines, wrapped
 from reports.data.load import ReportError, load
 from reports.data.pairing import COMPARED
 from reports.data.sources import discover

@@ -10,13 +10,13 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from reports.claims.judge import Claim, Verdict
-from reports.claims.judgements import Judgement, judgement_frame, tally
-from reports.claims.verdict_text import estimate_text, margin_text
+from reports.claims.claim import Claim, Verdict
+from reports.claims.judge import Judgement, judgement_frame, tally
+from reports.claims.words import estimate_text, margin_text
 from reports.data.pairing import short
 from reports.data.sources import Source
 from reports.data.text import DASH, missing
-from reports.tables.tables import markdown
+from reports.tables.layout import markdown
 
 PAGE = "index.html"
 FACTS = [

@@ -17,14 +17,15 @@ import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
-from reports.claims.judge import Claim, Verdict, split_absent
-from reports.claims.verdict_text import estimate_text
+from reports.claims.claim import Claim, Verdict
+from reports.claims.words import estimate_text, split_absent
 from reports.data.load import ReportError, StudyData
 from reports.data.pairing import short
 from reports.data.text import byte_text
-from reports.figures.drawn import Drawn
 from reports.figures.layout import narrow
-from reports.page.sections import Grid, Section
+from reports.figures.registry import Drawn
+from reports.page.sections import Filled
+from reports.tables.registry import Grid
 
 DPI = 180
 PROVENANCE = {
@@ -140,10 +141,11 @@ def render(
     data: StudyData,
     verdicts: list[Verdict],
     claims: dict[str, Claim],
-    listed: list[Section],
+    listed: list[Filled],
+    tables: Sequence[str],
     folder: Path,
 ) -> str:
-    """The whole page as HTML text, with the figures that were saved to `folder`."""
+    """The page as HTML text, with the figures saved to `folder`; `tables` names the CSV files."""
     source = resources.files("reports.page").joinpath("templates/page.html.j2")
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
@@ -151,7 +153,7 @@ def render(
     environment.filters |= {"estimate": estimate_text, "short": short}
     shown, absent = split_absent(verdicts)
     contents = [("verdicts", "Verdicts")] if verdicts else []
-    contents += [(section.key, section.title) for section in listed]
+    contents += [(filled.section.key, filled.section.title) for filled in listed]
     return environment.from_string(source.read_text(encoding="utf-8")).render(
         study=data.study,
         title=data.study.get("title") or data.study.get("name", "study"),
@@ -161,15 +163,16 @@ def render(
         contents=[*contents, ("how", "How it was measured"), ("provenance", "Provenance")],
         sections=[
             {
-                "key": section.key,
-                "title": section.title,
+                "key": filled.section.key,
+                "title": filled.section.title,
                 "drawings": [
-                    (drawn, data_uri(folder / f"{drawn.name}.png")) for drawn in section.drawings
+                    (drawn, data_uri(folder / f"{drawn.name}.png")) for drawn in filled.drawings
                 ],
-                "grids": [rows_of(grid) for grid in section.grids],
+                "grids": [rows_of(grid) for grid in filled.grids],
             }
-            for section in listed
+            for filled in listed
         ],
+        tables=[f"{name}.csv" for name in tables],
         tasks=set(data.runs["task"]),
         devices=set(data.runs["device"]),
         provenance=provenance(data.runs),

@@ -7,34 +7,20 @@ from pathlib import Path
 
 import pandas as pd
 
-from reports.claims.judge import (
-    Claim,
-    Verdict,
-    claims_folder,
-    evaluate,
-    load_claims,
-    verdict_frame,
-)
-from reports.claims.verdict_text import verdict_lines, wrapped
+from reports.claims.claim import Claim, Verdict
+from reports.claims.files import claims_folder, load_claims
+from reports.claims.judge import evaluate, verdict_frame
+from reports.claims.words import verdict_lines, wrapped
 from reports.data.load import ReportError, StudyData, each, load
-from reports.data.values import capped
-from reports.figures.loss import Curves
+from reports.data.report import Report
 from reports.figures.registry import draw_all
 from reports.page.output import replacing
 from reports.page.page import render, saving
-from reports.page.sections import failures, sections
+from reports.page.sections import sections
 from reports.page.summary import summary_text
-from reports.tables.byte_audit import audit
-from reports.tables.capacity import capacity
-from reports.tables.finetuning import gains
-from reports.tables.folds import folds
-from reports.tables.lengths import shares
-from reports.tables.plans import plans
-from reports.tables.rivals import rivals
-from reports.tables.sensitivity import at_best_rates
-from reports.tables.speed import ratios
-from reports.tables.tables import aligned, compact, runs_table, summary_table, summary_view
-from reports.tables.targets import targets
+from reports.tables.layout import aligned, compact
+from reports.tables.registry import all_grids, raw_tables
+from reports.tables.runs import failures, summary_view
 
 PAGE = "index.html"
 DEFAULT_MARGIN = 0.01  # nats/token, the line in the figure where no claim states a margin
@@ -102,22 +88,19 @@ def write(
     data: StudyData, claims: dict[str, Claim], folder: Path
 ) -> tuple[list[Verdict], pd.DataFrame]:
     """Write every file of the report; returns the verdicts and the variants' table."""
-    curves = Curves(data.curves)
-    drawings = draw_all(data, margin_of(claims, data.study.get("claims", [])), curves=curves)
+    report = Report(data, margin_of(claims, data.study.get("claims", [])))
+    drawings = draw_all(report)
     with saving(drawings, folder):
         verdicts = evaluate(data, claims)
-        table = runs_table(data.runs)
-        summary = summary_table(table[~capped(data.runs)])
-        tables = raw_tables(data, curves, table, summary, verdicts)
-        listed = sections(data, curves, drawings, tables)
-    for name, frame in tables.items():
-        if not frame.empty:
-            frame.to_csv(folder / f"{name}.csv", index=False)
-    text = summary_text(data, verdicts, summary, listed)
-    (folder / "summary.md").write_text(text, encoding="utf-8")
-    page = render(data, verdicts, claims, listed, folder)
+        tables = {**raw_tables(report), "verdicts": verdict_frame(verdicts)}
+        grids = all_grids(report, tables)
+    written = [name for name, frame in tables.items() if not frame.empty]
+    for name in written:
+        tables[name].to_csv(folder / f"{name}.csv", index=False)
+    (folder / "summary.md").write_text(summary_text(data, verdicts, grids), encoding="utf-8")
+    page = render(data, verdicts, claims, sections(drawings, grids), written, folder)
     (folder / PAGE).write_text(page, encoding="utf-8")
-    return verdicts, summary
+    return verdicts, tables["summary"]
 
 
 def margin_of(claims: dict[str, Claim], wanted: Sequence[str]) -> float:
@@ -129,31 +112,6 @@ def margin_of(claims: dict[str, Claim], wanted: Sequence[str]) -> float:
         if claim.estimator == "paired_loss" and claim.margin is not None
     ]
     return margins[0] if margins else DEFAULT_MARGIN
-
-
-def raw_tables(
-    data: StudyData,
-    curves: Curves,
-    table: pd.DataFrame,
-    summary: pd.DataFrame,
-    verdicts: list[Verdict],
-) -> dict[str, pd.DataFrame]:
-    """What is written as CSV by name: bytes, seconds, nats/token."""
-    plain = data.runs[~capped(data.runs)]
-    return {
-        "runs": table,
-        "summary": summary,
-        "verdicts": verdict_frame(verdicts),
-        "byte_audit": audit(plain),
-        "step_ratios": ratios(plain),
-        "targets": targets(plain, curves),
-        "capacity": capacity(data.runs),
-        "finetuning": gains(plain),
-        "rivals": rivals(at_best_rates(plain)),
-        "lengths": shares(plain),
-        "plans": plans(data.folder, data.runs),
-        "folds": folds(plain),
-    }
 
 
 def terminal(data: StudyData, verdicts: list[Verdict], summary: pd.DataFrame) -> str:

@@ -1,64 +1,43 @@
 """summary.md: what a person pastes into an issue."""
 
+from collections.abc import Sequence
+
 import pandas as pd
 
-from reports.claims.judge import Verdict
-from reports.claims.verdict_text import estimate_text
+from reports.claims.claim import Verdict
+from reports.claims.words import estimate_text
 from reports.data.load import StudyData
 from reports.data.pairing import short
-from reports.data.text import DASH, TIMES, byte_text
+from reports.data.text import DASH, byte_text
 from reports.data.text import listed as enumerated
-from reports.data.values import capped
-from reports.page.sections import Section, labelled
-from reports.tables.tables import markdown, summary_view
-
-SPEED = ["optimizer", "task", "model", "seq", "precision", "n", "step ms", "p10 to p90"]
-SPEED += ["fwd+bwd ms", "first step ms", f"{TIMES} AdamW", "tokens/s"]
-MOST_FAILURES = 20
-# Tables of the page that hold the answer of the studies that have them.
-ANSWERS = (
-    ("Side by side", "rivals", "All optimizers"),
-    ("Memory by sequence length", "memory", "By sequence length"),
-    ("Fine-tuning", "finetuning", "What it changed"),
-    ("Classification over folds", "classification", "Over folds"),
-    ("Loss by learning rate", "sensitivity", "By learning rate"),
-)
+from reports.tables.layout import markdown
+from reports.tables.registry import Grid
 
 
-def summary_text(
-    data: StudyData, verdicts: list[Verdict], summary: pd.DataFrame, listed: list[Section]
-) -> str:
-    """GitHub-flavoured Markdown: verdicts, answers, memory, loss, speed, failures, provenance."""
-    plain, none = data.runs[~capped(data.runs)], pd.DataFrame()
-    first = {section.key: section.grids[0].view for section in listed if section.grids}
-    speed = first.get("speed", pd.DataFrame(columns=SPEED))
-    failed = first.get("failures", none)
-    views = {
-        (section.key, grid.title): grid.view.drop(columns="cells", errors="ignore")
-        for section in listed
-        for grid in section.grids
-    }
-    tables = {
-        "Verdicts": verdict_view(verdicts),
-        **{title: views.get((key, name), none) for title, key, name in ANSWERS},
-        "Memory": labelled(summary_view(summary, "memory"), plain),
-        "Capacity": first.get("capacity", none).drop(columns="cells", errors="ignore"),
-        "Loss": labelled(summary_view(summary, "pretrain"), plain),
-        "Loss of completions": labelled(summary_view(summary, "finetune"), plain),
-        "Speed": speed[SPEED],
-        "Not finished": failed.drop(columns="why", errors="ignore").head(MOST_FAILURES),
-    }
+def summary_text(data: StudyData, verdicts: list[Verdict], grids: Sequence[Grid]) -> str:
+    """GitHub-flavoured Markdown: verdicts, every table that has a brief form, provenance."""
     lines = [f"# {data.study.get('title') or data.study.get('name')}"]
     if data.study.get("demonstration"):
         lines += ["", "**Demonstration**: too small to say anything about loss."]
-    for title, view in tables.items():
-        if not view.empty:
-            lines += ["", f"## {title}", "", markdown(escaped(view))]
-    if len(failed) > MOST_FAILURES:
-        lines += ["", f"and {len(failed) - MOST_FAILURES} more that did not finish."]
+    if verdicts:
+        lines += ["", "## Verdicts", "", markdown(escaped(verdict_view(verdicts)))]
+    for grid in grids:
+        lines += brief_lines(grid)
     command = str(data.study.get("command") or "not recorded")
     lines += ["", provenance_line(data.runs), "", "```", command, "```"]
     return "\n".join(lines) + "\n"
+
+
+def brief_lines(grid: Grid) -> list[str]:
+    """A table under its title; none where it has no brief form."""
+    brief = grid.brief
+    if brief is None:
+        return []
+    columns = list(brief.columns) or [name for name in grid.view.columns if name != "cells"]
+    lines = ["", f"## {brief.title}", ""]
+    lines.append(markdown(escaped(grid.view[columns].head(brief.most or len(grid.view)))))
+    more = len(grid.view) - (brief.most or len(grid.view))
+    return [*lines, "", f"and {more} more."] if more > 0 else lines
 
 
 def verdict_view(verdicts: list[Verdict]) -> pd.DataFrame:

@@ -10,10 +10,13 @@ from typing import Any
 
 import pandas as pd
 
+from reports.data.labels import labels
 from reports.data.load import BASELINE
+from reports.data.report import Report
 from reports.data.text import DASH, byte_text, missing
 from reports.data.values import capped, metric, setting
-from reports.figures.style import styles
+from reports.tables.registry import Grid, Raw
+from reports.tables.runs import MEMORY
 
 AUDITED_FROM = 500e6  # bytes; smaller increments resident memory does not resolve (measurement.md)
 STATE_TOLERANCE, FORM_TOLERANCE = 0.02, 0.005
@@ -25,6 +28,16 @@ CONDITIONS = [
 ]
 ITSELF = "peak not judged: the others are judged against it"
 NO_PARTNER = "peak not judged: no cell of the baseline in the same conditions"
+AUDIT = (
+    "The optimizer's state by four methods. Counted: its storages, each once. Closed form: the "
+    "registry's formula, within 0.5 %. Checkpoint: the size of the serialised state, up to 2 % and "
+    "64 KiB above. Peak increase: the peak of the steady optimizer steps less parameters and "
+    "gradients; it holds the state and whatever lives during a step, so it must not be more than "
+    "2 % below the count, and what it is above is named. Outside: tensors that the optimizer keeps "
+    "elsewhere than in its state, named above 1 MiB. On a CPU a peak is judged by its difference "
+    "to the baseline's in the same conditions, where what the process itself takes cancels, and "
+    "differences below 500 MB are too small to judge by resident memory."
+)
 SMALL = "peak not judged: it differs by less than 500 MB from the baseline's"
 
 
@@ -158,12 +171,22 @@ def apart(value: float, reference: float) -> str:
     return f"{abs(share):.1f} % {'above' if share > 0 else 'below'}"
 
 
-def audit_view(runs: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+def csv(report: Report) -> dict[str, pd.DataFrame]:
+    """byte_audit.csv."""
+    return {"byte_audit": audit(report.plain, report.baseline)}
+
+
+def grids(report: Report, raw: Raw) -> list[Grid]:
+    """The audit, where memory was measured."""
+    view = audit_view(raw["byte_audit"], labels(report.plain))
+    return [Grid(MEMORY, "Byte audit", AUDIT, view, place=3)]
+
+
+def audit_view(table: pd.DataFrame, names: dict[str, str]) -> pd.DataFrame:
     """The audit (`table`) in human units; no rows without memory cells."""
-    labels = styles(runs)
     rows = [
         {
-            "optimizer": labels[row["variant"]].label,
+            "optimizer": names[row["variant"]],
             "model": row["model"],
             "seq": row["seq_len"],
             "precision": row["precision"],

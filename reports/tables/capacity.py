@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from reports.data.labels import labels
 from reports.data.load import BASELINE
+from reports.data.report import Report
 from reports.data.text import DASH, TIMES, count_text, number_text
 from reports.data.values import capped, metric, setting
-from reports.figures.style import styles
+from reports.tables.registry import Brief, Grid, Raw, Section
 
+CAPACITY = Section("capacity", "Capacity", 30)
 KEYS = {
     "micro_batch": "micro-batch, sequences",
     "seq_len": "sequence length, tokens",
@@ -154,18 +157,30 @@ def answer(row: dict[Any, Any]) -> str:
     return f"at least {text}" if row["unbounded"] else text
 
 
+def csv(report: Report) -> dict[str, pd.DataFrame]:
+    """capacity.csv."""
+    return {"capacity": capacity(report.runs)}
+
+
+def grids(report: Report, raw: Raw) -> list[Grid]:
+    """What fits under a cap, where a study searched for it."""
+    view = capacity_view(raw["capacity"], labels(report.runs), report.baseline)
+    title = "Largest that trains under the cap"
+    return [Grid(CAPACITY, title, "", view, brief=Brief("Capacity"))]
+
+
 def capacity_view(
-    runs: pd.DataFrame, table: pd.DataFrame, baseline: str = BASELINE
+    table: pd.DataFrame, names: dict[str, str], baseline: str = BASELINE
 ) -> pd.DataFrame:
     """The answers (`table`) in human units with the ratio to the baseline's."""
-    looks, rows = styles(runs), []
+    rows = []
     for group in capacity_groups(table):
         base = group.loc[group["optimizer"] == baseline, "largest"].max()
         for row in group.to_dict("records"):
             many = row["largest"] / base if base > 0 else np.nan
             rows.append(
                 {
-                    "optimizer": looks[row["variant"]].label,
+                    "optimizer": names[row["variant"]],
                     "cap GiB": f"{row['cap']:g}",
                     "condition": condition_text(row),
                     "largest": f"{KEYS[row['key']].split(',')[0]} {answer(row)}",

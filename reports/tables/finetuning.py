@@ -4,13 +4,16 @@ from typing import Any
 
 import pandas as pd
 
+from reports.data.labels import labels
 from reports.data.load import BASELINE, each
+from reports.data.report import Report
 from reports.data.text import number_text, plural
-from reports.figures.style import styles
-from reports.tables.falls import fall_over_spread
+from reports.data.values import PANEL, fall_over_spread
+from reports.tables.registry import Brief, Grid, Raw, Section
 
+FINETUNING = Section("finetuning", "Fine-tuning", 60)
 SAMPLES_SHOWN = 4  # prompts, for each model and length
-PANEL = ["model", "seq_len", "precision", "data_hash"]
+ALIKE = [*PANEL, "data_hash"]
 GAINS = (
     "Nats a token of the held-out completions; means over finished cells. Fall over spread: what "
     "the loss fell by, over the standard deviation of final losses between seeds; below 10 a study "
@@ -21,6 +24,21 @@ SAMPLES = (
     "Greedy completions of held-out prompts before fine-tuning and after it, by each optimizer, of "
     "the first seed that finished with all of them; [...] where a text was cut."
 )
+
+
+def csv(report: Report) -> dict[str, pd.DataFrame]:
+    """finetuning.csv."""
+    return {"finetuning": gains(report.plain)}
+
+
+def grids(report: Report, raw: Raw) -> list[Grid]:
+    """What fine-tuning changed, and samples of it."""
+    cells, names = report.plain, labels(report.plain)
+    changed = gains_view(raw["finetuning"], names)
+    return [
+        Grid(FINETUNING, "What it changed", GAINS, changed, brief=Brief("Fine-tuning")),
+        Grid(FINETUNING, "Samples", samples_note(cells), samples_view(cells, names), place=1),
+    ]
 
 
 def finetuned(runs: pd.DataFrame) -> pd.DataFrame:
@@ -34,11 +52,11 @@ def finetuned(runs: pd.DataFrame) -> pd.DataFrame:
 def gains(runs: pd.DataFrame) -> pd.DataFrame:
     """Losses before and after by optimizer, the fall over the spread, and exact matches."""
     cells, rows = finetuned(runs), []
-    for key, group in cells.groupby([*PANEL, "variant"], dropna=False, sort=False):
+    for key, group in cells.groupby([*ALIKE, "variant"], dropna=False, sort=False):
         sd = float(group["final_eval_loss"].std())  # NaN for one seed
         rows.append(
             {
-                **dict(zip([*PANEL, "variant"], key, strict=True)),
+                **dict(zip([*ALIKE, "variant"], key, strict=True)),
                 "n": len(group),
                 "pretrained": bool(group["pretrained"].all()),
                 "initial_eval_loss": float(group["initial_eval_loss"].mean()),
@@ -54,11 +72,11 @@ def gains(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def gains_view(table: pd.DataFrame, labels: dict[str, str]) -> pd.DataFrame:
+def gains_view(table: pd.DataFrame, names: dict[str, str]) -> pd.DataFrame:
     """`gains` in human units."""
     rows = [
         {
-            "optimizer": labels.get(row.variant, row.variant),
+            "optimizer": names.get(row.variant, row.variant),
             "model": row.model if row.pretrained else f"{row.model} (random weights)",
             "seq": row.seq_len,
             "precision": row.precision,
@@ -76,11 +94,10 @@ def gains_view(table: pd.DataFrame, labels: dict[str, str]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def samples_view(runs: pd.DataFrame) -> pd.DataFrame:
+def samples_view(runs: pd.DataFrame, names: dict[str, str]) -> pd.DataFrame:
     """The first prompts and what followed them: the person's text, and each model's."""
     cells, rows = finetuned(runs), []
-    labels = {name: style.label for name, style in styles(runs).items()}
-    for key, group in cells.groupby(PANEL, dropna=False, sort=False):
+    for key, group in cells.groupby(ALIKE, dropna=False, sort=False):
         shown = _common_seed(group)
         first = shown.iloc[0]
         for number, sample in enumerate(first["samples"][:SAMPLES_SHOWN], 1):
@@ -89,7 +106,7 @@ def samples_view(runs: pd.DataFrame) -> pd.DataFrame:
             rows.append({**where, "text by": "a person", "text": sample["completion"], "exact": ""})
             rows.append({**where, "text by": "before", **_said(sample, "before", "exact_before")})
             rows += [
-                {**where, "text by": labels.get(row.variant, row.variant)}
+                {**where, "text by": names.get(row.variant, row.variant)}
                 | _said(row.samples[number - 1], "after", "exact")
                 for row in each(shown)
             ]

@@ -5,15 +5,38 @@ from typing import Any
 
 import pandas as pd
 
+from reports.data.labels import labels
 from reports.data.load import BASELINE
+from reports.data.report import Report
 from reports.data.text import DASH, MINUS, missing, number_text
 from reports.data.values import metric, setting
 from reports.stats.statistics import Interval, corrected_interval, detectable, finite
+from reports.tables.registry import Brief, Grid, Raw, Section
 
+CLASSIFICATION = Section("classification", "Classification", 70)
+FOLDS = (
+    "Means over finished cells of all folds and repetitions, on images that were not trained on. "
+    "Differences are paired by seed and fold, with 95 % t intervals whose variance is corrected "
+    "for overlapping training sets (Nadeau and Bengio 2003). Detectable: the true difference that "
+    "this test finds in 80 of 100 such studies at the observed spread; a smaller one may be there. "
+    "A dash: all differences are equal, so no spread was observed."
+)
 KEYS = ["model", "precision", "planned_steps", "eval_split", "data_hash", "code_hash", "device"]
 PAIR = ["model_seed", "data_seed", "fold"]
 POWER = 0.8
 METRICS = {"accuracy": "final_eval_accuracy", "loss": "final_eval_loss"}
+
+
+def csv(report: Report) -> dict[str, pd.DataFrame]:
+    """folds.csv."""
+    return {"folds": folds(report.plain, report.baseline)}
+
+
+def grids(report: Report, raw: Raw) -> list[Grid]:
+    """Accuracy and loss over folds."""
+    view = folds_view(raw["folds"], labels(report.plain))
+    brief = Brief("Classification over folds")
+    return [Grid(CLASSIFICATION, "Over folds", FOLDS, view, brief=brief)]
 
 
 def folded(runs: pd.DataFrame) -> pd.DataFrame:
@@ -69,11 +92,11 @@ def least(interval: Interval, share: float) -> float:
     return detectable(interval.sd, interval.n, share, 1 - interval.confidence, POWER)
 
 
-def folds_view(table: pd.DataFrame, labels: dict[str, str]) -> pd.DataFrame:
+def folds_view(table: pd.DataFrame, names: dict[str, str]) -> pd.DataFrame:
     """`folds` in human units: accuracies and their differences in percent and points."""
     rows = [
         {
-            "optimizer": labels[row["variant"]],
+            "optimizer": names[row["variant"]],
             "model": row["model"],
             "lr": f"{row['lr']:g}",
             "cells or pairs": row["n"],

@@ -1,21 +1,62 @@
 """The optimizer's share of memory against the length of sequences, from memory cells."""
 
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
+from reports.data.labels import labels
 from reports.data.load import BASELINE
+from reports.data.report import Report
 from reports.data.text import DASH, MINUS, byte_text, missing, number_text
-from reports.data.values import metric
-from reports.figures.layout import MOST_TICKS, column, narrow, plain_log, shared, ticks_at
-from reports.figures.memory import scaling_groups
-from reports.figures.style import Style, condition, styles
+from reports.data.values import MOST_PANELS, conditions, metric
+from reports.tables.registry import Brief, Grid, Raw
+from reports.tables.runs import MEMORY
 
+# Axes of memory over sizes: their title, the unit of a tick, what a panel holds fixed.
+SCALES = {
+    "parameters": ("Parameters, millions", 1e6, ["seq_len", "precision"]),
+    "seq_len": ("Sequence length, tokens", 1.0, ["model", "precision"]),
+}
+LENGTHS = (
+    "Counted state over the measured peak of the whole cell, and how far the peak lies below "
+    "AdamW's in the same condition; medians over finished cells."
+)
 KEYS = ["model", "precision", "seq_len"]
 COLUMNS = [
     *(*KEYS, "variant", "optimizer_state_bytes", "peak_bytes", "state_percent"),
     *("peak_saved_percent", "cells"),
 ]
+
+
+def csv(report: Report) -> dict[str, pd.DataFrame]:
+    """lengths.csv."""
+    return {"lengths": shares(report.plain, report.baseline)}
+
+
+def grids(report: Report, raw: Raw) -> list[Grid]:
+    """The share of the state, where lengths vary."""
+    view, brief = shares_view(raw["lengths"], labels(report.plain)), "Memory by sequence length"
+    return [Grid(MEMORY, "By sequence length", LENGTHS, view, place=2, brief=Brief(brief))]
+
+
+def scaling_groups(runs: pd.DataFrame, x: str) -> list[pd.DataFrame]:
+    """Conditions of memory cells in which one optimizer was measured at several values of `x`.
+
+    Of many those of the longest sequences (over models) or the largest models (over lengths).
+    """
+    cells = runs[runs["task"] == "memory"]
+    groups = conditions(cells, SCALES[x][2]) if not cells.empty else []
+    several = []
+    for group in groups:
+        done = group[group["peak_bytes"].notna()]
+        if not done.empty and done.groupby("variant")[x].nunique().max() > 1:
+            several.append(group)
+    most = MOST_PANELS // (2 if x == "parameters" else 1)  # over models two quantities are drawn
+    if len(several) <= most:
+        return several
+    # The largest of the other size stand for the rest, as they come closest to a real use.
+    other = "seq_len" if x == "parameters" else "parameters"
+    ranked = sorted(several, key=lambda group: -float(metric(group, other).fillna(0).max()))
+    kept = {id(group) for group in ranked[:most]}
+    return [group for group in several if id(group) in kept]
 
 
 def shares(runs: pd.DataFrame, baseline: str = BASELINE) -> pd.DataFrame:
@@ -46,14 +87,14 @@ def shares(runs: pd.DataFrame, baseline: str = BASELINE) -> pd.DataFrame:
     return table[COLUMNS].sort_values(KEYS, kind="stable", ignore_index=True)
 
 
-def shares_view(table: pd.DataFrame, labels: dict[str, str]) -> pd.DataFrame:
+def shares_view(table: pd.DataFrame, names: dict[str, str]) -> pd.DataFrame:
     """`shares` in human units, by display label."""
     rows = [
         {
             "model": row["model"],
             "precision": row["precision"],
             "seq": row["seq_len"],
-            "optimizer": labels[row["variant"]],
+            "optimizer": names[row["variant"]],
             "state": byte_text(row["optimizer_state_bytes"]),
             "peak": byte_text(row["peak_bytes"]),
             "share, %": number_text(row["state_percent"], 2),
@@ -68,37 +109,3 @@ def shares_view(table: pd.DataFrame, labels: dict[str, str]) -> pd.DataFrame:
 def percent(value: float) -> str:
     """One decimal with a true minus; a dash where there is nothing to compare with."""
     return DASH if missing(value) else f"{value:.1f}".replace("-", MINUS)
-
-
-def optimizer_share(runs: pd.DataFrame) -> Figure:
-    """Counted state over the measured peak, percent, against tokens a sequence (log axes)."""
-    looks, table = styles(runs), shares(runs)
-    groups = [group for _, group in table.groupby(["model", "precision"], sort=False)]
-    with narrow():
-        entries = int(table["variant"].nunique())
-        figure, axes = column([1.9] * len(groups), [0] * (len(groups) - 1) + [entries], left=0.56)
-        for axis, group in zip(axes, groups, strict=True):
-            draw_shares(axis, group, looks)
-            axis.set_title(condition(group, "model", "precision"), loc="left")
-        shared(axes)
-    return figure
-
-
-def draw_shares(axis: Axes, group: pd.DataFrame, looks: dict[str, Style]) -> None:
-    """A line for each optimizer of one panel."""
-    for variant, look in looks.items():
-        line = group[group["variant"] == variant].set_index("seq_len")["state_percent"]
-        if len(line):
-            axis.plot(
-                line.index, line, color=look.color, marker=look.marker, linestyle=look.line,
-                label=look.label,
-            )  # fmt: skip
-    places = sorted(set(group["seq_len"]))
-    axis.set_xscale("log")
-    axis.set_yscale("log")
-    plain_log(axis)
-    plain_log(axis, "y")
-    if len(places) <= MOST_TICKS:
-        ticks_at(axis, places)
-    axis.set_xlabel("Sequence length, tokens (log scale)")
-    axis.set_ylabel("State in the peak, % (log scale)")

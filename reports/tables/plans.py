@@ -6,14 +6,34 @@ from pathlib import Path
 import pandas as pd
 
 from harness.cells import store
+from reports.data.labels import labels
 from reports.data.load import ReportError
+from reports.data.report import Report
 from reports.data.text import DASH, MINUS, byte_text
+from reports.tables.registry import Grid, Raw
+from reports.tables.runs import MEMORY
 
+PLANS = (
+    "What gefen-plan predicts from a cell's configuration alone, and what was measured; errors are "
+    "(predicted - measured) / measured. Ok: state within 0.5 %, peak within 10 % on CUDA or 15 % "
+    "on a CPU. Small: less than 500 MB on a CPU, not judged."
+)
 COLUMNS = [
     *("id", "model", "precision", "device", "tokens"),
     *("state_bytes", "predicted_state_bytes", "state_error"),
     *("peak_bytes", "predicted_peak_bytes", "peak_error", "verdict"),
 ]
+
+
+def csv(report: Report) -> dict[str, pd.DataFrame]:
+    """plans.csv."""
+    return {"plans": plans(report.data.folder, report.runs)}
+
+
+def grids(report: Report, raw: Raw) -> list[Grid]:
+    """Plans beside measurements, also of probes under a cap."""
+    view = plans_view(raw["plans"], labels(report.runs))
+    return [Grid(MEMORY, "Plan against measurement", PLANS, view, place=4)]
 
 
 def plans(folder: Path, runs: pd.DataFrame) -> pd.DataFrame:
@@ -38,11 +58,11 @@ def plans(folder: Path, runs: pd.DataFrame) -> pd.DataFrame:
     return table.sort_values(["model", "precision", "tokens"], kind="stable", ignore_index=True)
 
 
-def plans_view(table: pd.DataFrame, labels: dict[str, str]) -> pd.DataFrame:
+def plans_view(table: pd.DataFrame, names: dict[str, str]) -> pd.DataFrame:
     """`plans` in human units, by display label."""
     rows = [
         {
-            "optimizer": labels[row["variant"]],
+            "optimizer": names[row["variant"]],
             "model": row["model"],
             "precision": row["precision"],
             "tokens": row["tokens"],

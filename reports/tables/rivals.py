@@ -2,16 +2,35 @@
 
 import pandas as pd
 
+from reports.data.labels import labels
 from reports.data.load import each
 from reports.data.pairing import counted
+from reports.data.report import Report
 from reports.data.text import DASH, byte_text, missing, ms_text, number_text
-from reports.data.values import metric, rates
-from reports.figures.style import conditions, styles
-from reports.tables.edge_rates import tuned_edge
+from reports.data.tuned_rates import tuned_edge
+from reports.data.values import PANEL, conditions, metric, rates
+from reports.tables.registry import Brief, Grid, Raw, Section
 
+RIVALS = (
+    "One task, test split, best mean loss first. State with the tables beside it; peak, optimizer "
+    "step and tokens a second are medians over finished cells. Edge: the rate won at the edge of "
+    "the grid it was tuned on, so a better one may lie beyond; a dash: no file in configs/tuned "
+    "has it. Not dominated: no other has both fewer state bytes and a lower mean loss."
+)
+SIDE_BY_SIDE = Section("rivals", "Side by side", 10)
 LEAST = 6  # optimizers in one condition, below which the other tables say it better
-PANEL = ["model", "seq_len", "precision"]
 ALIKE = [*PANEL, "planned_steps", "data_hash", "code_hash", "device"]
+
+
+def csv(report: Report) -> dict[str, pd.DataFrame]:
+    """rivals.csv."""
+    return {"rivals": rivals(report.shown)}
+
+
+def grids(report: Report, raw: Raw) -> list[Grid]:
+    """All optimizers of one task, where many trained alike."""
+    view = rivals_view(raw["rivals"], labels(report.shown))
+    return [Grid(SIDE_BY_SIDE, "All optimizers", RIVALS, view, brief=Brief("Side by side"))]
 
 
 def rival_groups(runs: pd.DataFrame) -> list[pd.DataFrame]:
@@ -75,15 +94,14 @@ def frontier(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(frontier=known & (losses < before))
 
 
-def rivals_view(table: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+def rivals_view(table: pd.DataFrame, names: dict[str, str]) -> pd.DataFrame:
     """The rows in human units, best loss first."""
     if table.empty:
         return table
-    looks = styles(runs)
     several = table[PANEL].drop_duplicates().shape[0] > 1
     rows = []
     for row in each(table.sort_values([*PANEL, "final_eval_loss"], na_position="last")):
-        line = {"optimizer": looks[row.variant].label}
+        line = {"optimizer": names[row.variant]}
         if several:
             line |= {"model": row.model, "seq": row.seq_len, "precision": row.precision}
         line |= {

@@ -1,69 +1,37 @@
-"""Learning rates: which arms were trained at several, where each is best, how stable they are."""
+"""Learning rates in tables: the loss at each of them, and how stable training was."""
 
-import json
 from typing import Any
 
 import pandas as pd
 
-from reports.data.load import BASELINE, TOKEN_LOSS, variants
+from reports.data.labels import labels
+from reports.data.rates import best_rates, rate_groups
+from reports.data.report import Report
 from reports.data.text import DASH, digits, missing, number_text
-from reports.data.values import metric, rates
-from reports.figures.style import conditions
+from reports.data.values import PANEL, metric
+from reports.tables.registry import Brief, Grid, Raw, Section
 
-PANEL = ["model", "seq_len", "precision"]
-SPLIT = ["planned_steps", "eval_split"]
-RATE_KEYS = ("lr", "lr_factor")
+SENSITIVITY = Section("sensitivity", "Sensitivity", 80)
+STABILITY = Section("stability", "Stability", 90)
+RATES = "Mean final held-out loss at each rate, nats/token; cells that did not finish by status."
+STABLE = (
+    "All cells, also those that did not finish. Update RMS: the root mean square of the change of "
+    "all parameters in one step, largest of the steps in which it was measured."
+)
 
 
-def arms(runs: pd.DataFrame) -> pd.DataFrame:
-    """Training cells with `rate`, and `variant` without its rate: one arm keeps one style."""
-    cells = runs[runs["task"].isin(TOKEN_LOSS)].copy()
-    stripped = [
-        json.dumps({key: value for key, value in json.loads(text).items() if key not in RATE_KEYS})
-        for text in cells["settings"]
+def grids(report: Report, raw: Raw) -> list[Grid]:
+    """The loss at each rate, where arms were trained at several; spikes and failures of all."""
+    cells = report.arms
+    names, groups, brief = labels(cells), rate_groups(cells), Brief("Loss by learning rate")
+    stability, title = stability_view(cells, names), "By optimizer and learning rate"
+    return [
+        Grid(SENSITIVITY, "By learning rate", RATES, rates_view(groups, names), brief=brief),
+        Grid(STABILITY, title, STABLE, stability),
     ]
-    cells["settings"] = stripped
-    cells["rate"] = rates(cells)
-    if not cells.empty:
-        cells["variant"] = variants(cells)
-    return cells
 
 
-def rate_groups(cells: pd.DataFrame) -> list[pd.DataFrame]:
-    """Conditions in which an arm was trained at three rates or more, failed cells included."""
-    if cells.empty:
-        return []
-    groups = conditions(cells, [*PANEL, *SPLIT])
-    return [group for group in groups if group.groupby("variant")["rate"].nunique().max() >= 3]
-
-
-def best_rates(group: pd.DataFrame) -> pd.DataFrame:
-    """For each arm of one condition its rate of lowest mean final loss: variant, rate, loss."""
-    done = group[(group["status"] == "done") & group["final_eval_loss"].notna()]
-    means = done.groupby(["variant", "rate"], as_index=False, sort=False)["final_eval_loss"].mean()
-    return means.loc[means.groupby("variant", sort=False)["final_eval_loss"].idxmin()]
-
-
-def at_best_rates(runs: pd.DataFrame, baseline: str = BASELINE) -> pd.DataFrame:
-    """The runs without the rates of a sweep that are neither their arm's best nor the baseline's.
-
-    Elsewhere than in a sweep nothing is left out. Variants are named anew over what remains.
-    """
-    dropped: list[Any] = []
-    for group in rate_groups(arms(runs)):
-        best = best_rates(group).set_index("variant")["rate"]
-        owners = dict(zip(group["variant"], group["optimizer"], strict=True))
-        own = {rate for arm, rate in best.items() if owners[arm] == baseline}
-        kept = [
-            rate in own or rate == best.get(arm, rate)
-            for arm, rate in zip(group["variant"], group["rate"], strict=True)
-        ]
-        dropped += list(group.index[[not keep for keep in kept]])
-    rest = runs.drop(index=dropped)
-    return rest.assign(variant=variants(rest)) if dropped else rest
-
-
-def rates_view(groups: list[pd.DataFrame], labels: dict[str, str]) -> pd.DataFrame:
+def rates_view(groups: list[pd.DataFrame], names: dict[str, str]) -> pd.DataFrame:
     """Best rate and the loss at each rate, an arm a row; what did not finish by its status."""
     rows = []
     for group in groups:
@@ -79,7 +47,7 @@ def rates_view(groups: list[pd.DataFrame], labels: dict[str, str]) -> pd.DataFra
             known = best.get(arm)
             rows.append(
                 {
-                    "optimizer": labels[str(arm)],
+                    "optimizer": names[str(arm)],
                     "model": group["model"].iloc[0],
                     "seq": group["seq_len"].iloc[0],
                     "precision": group["precision"].iloc[0],
@@ -93,7 +61,7 @@ def rates_view(groups: list[pd.DataFrame], labels: dict[str, str]) -> pd.DataFra
     return pd.DataFrame(rows)
 
 
-def stability_view(cells: pd.DataFrame, labels: dict[str, str]) -> pd.DataFrame:
+def stability_view(cells: pd.DataFrame, names: dict[str, str]) -> pd.DataFrame:
     """Spikes, largest update, non-finite gradients and failures by arm and rate (all cells)."""
     rows: list[dict[str, Any]] = []
     keys = [*PANEL, "variant", "rate"]
@@ -109,7 +77,7 @@ def stability_view(cells: pd.DataFrame, labels: dict[str, str]) -> pd.DataFrame:
         total = metric(group, "loss_spikes_total")
         rows.append(
             {
-                "optimizer": labels[str(arm)],
+                "optimizer": names[str(arm)],
                 "model": model,
                 "seq": seq_len,
                 "precision": precision,

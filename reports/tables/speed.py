@@ -5,14 +5,30 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from reports.data.labels import labels
 from reports.data.load import BASELINE
 from reports.data.pairing import COMPARED
+from reports.data.report import Report
 from reports.data.text import DASH, TIMES, digits, missing, ms_text, number_text
 from reports.data.turns import not_in_turns
-from reports.data.values import baseline_variant, metric, setting, words
-from reports.figures.style import conditions, styles
+from reports.data.values import baseline_variant, conditions, metric, setting, words
 from reports.stats.statistics import ratio_interval
+from reports.tables.registry import Brief, Grid, Raw, Section
 
+SPEED = Section("speed", "Speed", 40)
+TIMES_NOTE = (
+    "Medians over finished cells. A dash: not recorded, or no counter on this machine. In brackets "
+    "95 % intervals over 5 or more processes, only where the two optimizers took turns; elsewhere "
+    "a change of the machine's load would count for one side only."
+)
+STARTUP_NOTE = (
+    "Medians over finished cells. Process, import, data and model are parts of start-up; kernels "
+    "are built apart from it. Older records hold the total alone."
+)
+IN_BRIEF = (
+    *("optimizer", "task", "model", "seq", "precision", "n", "step ms", "p10 to p90"),
+    *("fwd+bwd ms", "first step ms", f"{TIMES} AdamW", "tokens/s"),
+)
 PANEL = ["task", "model", "seq_len", "precision"]
 SEEDS = ("model_seed", "data_seed")
 STEP, CLOCK = "step_median_seconds", ("started_utc", "finished_utc")
@@ -29,6 +45,25 @@ STARTED = (
     *(f"startup_{name}_seconds" for name in STARTUP),
     *("startup_seconds", "kernel_build_seconds", "meter_seconds", "meter_share"),
 )
+
+
+def csv(report: Report) -> dict[str, pd.DataFrame]:
+    """step_ratios.csv."""
+    return {"step_ratios": ratios(report.plain, report.baseline)}
+
+
+def grids(report: Report, raw: Raw) -> list[Grid]:
+    """Steps and throughput; what came before the first step."""
+    plain, names = report.plain, labels(report.plain)
+    if plain[STEP].isna().all():
+        return []
+    timed = plain[plain[STEP].notna() | (plain["status"] != "done")]
+    view, brief = speed_view(timed, raw["step_ratios"], names), Brief("Speed", IN_BRIEF)
+    started = startup_view(plain, names)
+    return [
+        Grid(SPEED, "Steps and throughput", TIMES_NOTE, view, brief=brief),
+        Grid(SPEED, "Before the first step", STARTUP_NOTE, started, place=1, folded=True),
+    ]
 
 
 def ratios(runs: pd.DataFrame, baseline: str = BASELINE) -> pd.DataFrame:
@@ -95,9 +130,8 @@ def ratio(mine: Sides, other: Sides) -> dict[str, Any]:
     }
 
 
-def speed_view(runs: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+def speed_view(runs: pd.DataFrame, table: pd.DataFrame, names: dict[str, str]) -> pd.DataFrame:
     """Medians over finished cells and their ratios (`table`) in human units, a row a variant."""
-    looks = styles(runs)
     keys = [*PANEL, "variant"]
     by: dict[Any, list[dict[Any, Any]]] = {}
     for row in table.to_dict("records"):
@@ -107,7 +141,7 @@ def speed_view(runs: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     for key, cells in runs.groupby(keys, sort=False, dropna=False):
         task, model, seq_len, precision, variant = key
         middle = middles.get(key, dict.fromkeys(TIMED, float("nan")))
-        line: dict[str, Any] = {"optimizer": looks[str(variant)].label, "task": task}
+        line: dict[str, Any] = {"optimizer": names[str(variant)], "task": task}
         line |= {"model": model, "seq": seq_len, "precision": precision, "n": counted(cells)}
         line |= step_words(middle)
         line |= {f"{TIMES} AdamW": ratio_text(by.get(key, []))}
@@ -178,14 +212,14 @@ def seconds(value: float) -> str:
     return DASH if missing(value) else number_text(value, 2 if value < 10 else 1)
 
 
-def startup_view(runs: pd.DataFrame) -> pd.DataFrame:
+def startup_view(runs: pd.DataFrame, names: dict[str, str]) -> pd.DataFrame:
     """Seconds before the first step and in meters, medians over finished cells by optimizer."""
-    rows, looks = [], styles(runs)
+    rows = []
     done = runs[runs["status"] == "done"]
     middles = medians(done, ["task", "variant"], STARTED)
     for (task, variant), cells in done.groupby(["task", "variant"], sort=False):
         middle = middles[task, variant]
-        line = {"optimizer": looks[str(variant)].label, "task": task, "n": str(len(cells))}
+        line = {"optimizer": names[str(variant)], "task": task, "n": str(len(cells))}
         line |= {f"{name} s": seconds(middle[f"startup_{name}_seconds"]) for name in STARTUP}
         line |= {
             "start-up s": seconds(middle["startup_seconds"]),

@@ -7,19 +7,39 @@ import numpy as np
 import pandas as pd
 
 from harness.cells.crossing import first_crossing
+from reports.data.curves import Curves, trained
+from reports.data.labels import labels
 from reports.data.load import BASELINE, TOKEN_LOSS
+from reports.data.rates import SPLIT
+from reports.data.report import Report
 from reports.data.text import DASH, digits, number_text, plural
-from reports.data.values import baseline_variant, setting
-from reports.figures.loss import PANEL, Curves, trained
-from reports.figures.style import conditions, styles
+from reports.data.values import PANEL, baseline_variant, conditions, setting
 from reports.stats.statistics import ratio_interval
+from reports.tables.registry import Grid, Raw
+from reports.tables.runs import LOSS
 
-SPLIT = ["planned_steps", "eval_split"]
+TARGETS = (
+    "Where the curve of each finished seed first crosses the target, linear between evaluations; "
+    "means over seeds where all cross, and the ratio of tokens paired by seed, where all pairs do. "
+    "AdamW's own last evaluation is the target of the same seed; a crossing inside a schedule that "
+    "was planned for more steps is no substitute for a shorter one."
+)
 SEEDS = ["model_seed", "data_seed"]
 NEVER = "not reached"
 LEAST = 5  # pairs for an interval
 Seeds = tuple[int, int]
 Crossings = dict[Seeds, tuple[float, float]]  # tokens and seconds by seeds, nan where never
+
+
+def csv(report: Report) -> dict[str, pd.DataFrame]:
+    """targets.csv."""
+    return {"targets": targets(report.plain, report.curves, report.baseline)}
+
+
+def grids(report: Report, raw: Raw) -> list[Grid]:
+    """Tokens and seconds to each target."""
+    view = targets_view(raw["targets"], labels(report.plain))
+    return [Grid(LOSS, "Tokens and seconds to target", TARGETS, view, place=2)]
 
 
 def targets(runs: pd.DataFrame, curves: Curves, baseline: str = BASELINE) -> pd.DataFrame:
@@ -127,15 +147,14 @@ def compared(own: Crossings, base: Crossings) -> dict[str, Any]:
     return nothing | {"ratio": stat.estimate} | bounds
 
 
-def targets_view(runs: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+def targets_view(table: pd.DataFrame, names: dict[str, str]) -> pd.DataFrame:
     """The targets (`table`) in human units."""
-    looks = styles(runs)
     rows = []
     for row in table.to_dict("records"):
         missed = bool(np.isnan(row["tokens"]))
         rows.append(
             {
-                "optimizer": looks[row["variant"]].label,
+                "optimizer": names[row["variant"]],
                 "model": row["model"],
                 "seq": row["seq_len"],
                 "precision": row["precision"],

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from harness.cells import store
-from reports.claims.judge import Verdict, evaluate, load_claims
+from reports.claims.claim import Verdict
+from reports.claims.files import load_claims
+from reports.claims.judge import evaluate
 from reports.data.load import load
 from reports.tables.byte_audit import audit
 

@@ -12,7 +12,9 @@ from scipy import stats
 from statsmodels.stats.power import TTestPower
 
 from harness.cells.store import Record
-from reports.claims.judge import Claim, Verdict, claims_folder, evaluate, load_claims
+from reports.claims.claim import Claim, Verdict
+from reports.claims.files import claims_folder, load_claims
+from reports.claims.judge import evaluate
 from reports.data.load import ReportError, load
 
 Maker = Callable[..., Record]

@@ -8,10 +8,11 @@ import pytest
 from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 
+from reports.claims.claim import Claim
 from reports.claims.combine import together
-from reports.claims.judge import Claim, claims_folder, load_claims
-from reports.claims.loss_pairs import Pairs
-from reports.claims.loss_tests import decide, settle
+from reports.claims.estimators.loss import decide, settle
+from reports.claims.files import claims_folder, load_claims
+from reports.claims.paired import Pairs
 from reports.stats import statistics
 
 STUDIES = 1500

@@ -10,7 +10,9 @@ import pytest
 from scipy import stats
 
 from harness.cells.store import Record
-from reports.claims.judge import Verdict, claims_folder, judge_one, load_claims
+from reports.claims.claim import Verdict
+from reports.claims.files import claims_folder, load_claims
+from reports.claims.judge import judge_one
 from reports.data.load import load
 
 Maker = Callable[..., Record]

@@ -14,8 +14,10 @@ from scipy import stats
 from harness.cells.store import Record
 from harness.config import OptimizerConfig, RunConfig, to_dict
 from harness.study.planner import resolve
-from reports.claims.files import read_claim
-from reports.claims.judge import Verdict, claims_folder, estimators, judge_one
+from reports.claims.claim import Verdict
+from reports.claims.files import claims_folder, read_claim
+from reports.claims.judge import judge_one
+from reports.claims.registry import all_estimators
 from reports.data.load import StudyData, row_of, variants
 
 Maker = Callable[..., Record]
@@ -29,7 +31,7 @@ def judge(tmp_path: Path) -> Judge:
 
     def run(name: str, records: list[Record], study: dict[str, Any] | None = None,
             **change: Any) -> Verdict:  # fmt: skip
-        claim = read_claim(claims_folder() / f"{name}.yaml", estimators())
+        claim = read_claim(claims_folder() / f"{name}.yaml", all_estimators())
         asked = {"subjects": {"ours": "gefen"}, "baselines": RIVALS} | change
         runs = pd.DataFrame([row_of(record.to_dict()) for record in records])
         runs["variant"] = variants(runs)

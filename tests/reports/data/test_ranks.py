@@ -5,9 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from harness.cells.store import Record
+from reports.claims.claim import Verdict
 from reports.claims.files import claims_folder, load_claims
 from reports.claims.judge import judge_one
-from reports.claims.types import Verdict
 from reports.data.load import load
 from reports.data.pairing import counted, match_states
 

@@ -11,12 +11,13 @@ from PIL import Image
 
 from harness.cells.store import Record
 from reports.data.load import load
-from reports.figures.drawn import Drawn
+from reports.data.report import Report
 from reports.figures.layout import ticks_at
-from reports.figures.registry import draw_all
+from reports.figures.registry import Drawn, draw_all
 from reports.figures.style import looks_by_name, styles
 from reports.page.page import DPI, write_png
-from reports.tables.tables import aligned, compact, runs_table, summary_table, summary_view
+from reports.tables.layout import aligned, compact
+from reports.tables.runs import runs_table, summary_table, summary_view
 
 Maker = Callable[..., Record]
 pytestmark = pytest.mark.xdist_group("figures")  # one worker draws the figures
@@ -62,7 +63,7 @@ def test_the_terminal_table_fits_100_columns(full_study: Path, task: str) -> Non
 @pytest.fixture(scope="module")
 def drawings(full_study: Path) -> dict[str, Drawn]:
     """The figures of the full synthetic study, drawn once."""
-    return {drawn.name: drawn for drawn in draw_all(load(full_study), 0.01)}
+    return {drawn.name: drawn for drawn in draw_all(Report(load(full_study), 0.01))}
 
 
 def test_every_figure_of_a_full_study(drawings: dict[str, Drawn]) -> None:
@@ -90,7 +91,7 @@ def test_a_memory_only_study(
     tmp_path: Path, write_study: Callable[..., Path], memory_cell: Maker
 ) -> None:
     data = load(write_study(tmp_path, [memory_cell("adamw"), memory_cell("gefen")]))
-    names = [drawn.name for drawn in draw_all(data, 0.01)]
+    names = [drawn.name for drawn in draw_all(Report(data, 0.01))]
     assert names == ["memory", "state_bytes", "step_time", "step_ratio"]
 
 
@@ -101,7 +102,7 @@ def test_a_loss_only_study_of_one_optimizer(
     kept = ("steps", "tokens", "train_seconds", "final_eval_loss", "final_eval_bits_per_byte")
     record.metrics = {key: record.metrics[key] for key in kept}
     data = load(write_study(tmp_path, [record]))
-    names = [drawn.name for drawn in draw_all(data, 0.01)]
+    names = [drawn.name for drawn in draw_all(Report(data, 0.01))]
     assert names == ["loss_tokens", "loss_seconds", "final_loss"]
 
 
@@ -109,7 +110,7 @@ def test_a_study_in_which_everything_failed(
     tmp_path: Path, write_study: Callable[..., Path], memory_cell: Maker, loss_cell: Maker
 ) -> None:
     records = [memory_cell("gefen", status="oom"), loss_cell("adamw", 0, status="diverged")]
-    drawings = draw_all(load(write_study(tmp_path, records)), 0.01)
+    drawings = draw_all(Report(load(write_study(tmp_path, records))))
     for drawn in drawings:
         drawn.figure.canvas.draw()
     assert drawings, "what failed must show in some figure"
@@ -139,13 +140,12 @@ def test_colours_follow_the_name() -> None:
 def test_unknown_names_take_free_looks_in_alphabetical_order() -> None:
     free = [{"color": "#123456", "marker": "P", "line": "--"}, {"color": "#654321"}]
     free[1] |= {"marker": "X", "line": ":"}
-    table = {"named": {"a": {"label": "A"}}, "free": free, "labels": {"c": "Cee"}}
+    table = {"named": {"a": {"color": "#000000"}}, "free": free}
     looks = looks_by_name(table, ["d", "c", "a", "b"])
-    assert looks["a"] == {"label": "A"}
-    assert looks["b"] == {"label": "b", **free[0]}
-    assert looks["c"] == {"label": "Cee", **free[1]}
+    assert looks["a"] == {"color": "#000000"}
+    assert (looks["b"], looks["c"]) == (free[0], free[1])
     # Names that outnumber the looks begin again, lighter and with another line.
-    assert looks["d"] == {"label": "d", "color": "#76899d", "marker": "P", "line": "-."}
+    assert looks["d"] == {"color": "#76899d", "marker": "P", "line": "-."}
 
 
 def test_several_rates_become_variants(
@@ -159,7 +159,7 @@ def test_several_rates_become_variants(
     looks = styles(data.runs)
     assert looks["gefen (lr 0.001)"].color == looks["gefen (lr 0.002)"].color
     assert looks["gefen (lr 0.001)"].line != looks["gefen (lr 0.002)"].line
-    assert len(draw_all(data, 0.01)) == 8
+    assert len(draw_all(Report(data, 0.01))) == 8
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 from harness.cells import store
 from harness.cells.store import Record
 from reports.data.load import ReportError, StudyData, load
+from reports.data.report import Report
 from reports.figures.registry import draw_all
 
 SCALES = (1e-6, 1e-4, 1e-2)
@@ -50,8 +51,8 @@ def study(tmp_path: Path, loss_cell: Callable[..., Record], write_study: Callabl
 
 
 def test_the_figure_shows_lines_and_tensors(study: Callable[[str | None], StudyData]) -> None:
-    drawn = {item.name: item for item in draw_all(study(json.dumps(facts())), 0.01)}["momentum"]
-    assert drawn.section == "stability"
+    drawn = {item.name: item for item in draw_all(Report(study(json.dumps(facts()))))}["momentum"]
+    assert drawn.section.key == "stability"
     assert "stam at step 5: 0.880 to 0.900" in drawn.caption
     assert "over all gradients of a model of that size together" in drawn.caption
     axes = drawn.figure.axes
@@ -68,10 +69,10 @@ def test_the_figure_shows_lines_and_tensors(study: Callable[[str | None], StudyD
 
 
 def test_without_the_file_there_is_no_figure(study: Callable[[str | None], StudyData]) -> None:
-    assert "momentum" not in {item.name for item in draw_all(study(None), 0.01)}
+    assert "momentum" not in {item.name for item in draw_all(Report(study(None), 0.01))}
 
 
 @pytest.mark.parametrize("text", ["{", '{"gaussian": [], "tensors": []}', '{"gaussian": [{}]}'])
 def test_a_broken_file_is_one_sentence(study: Callable[[str | None], StudyData], text: str) -> None:
     with pytest.raises(ReportError, match=r"beta1\.json cannot be read"):
-        draw_all(study(text), 0.01)
+        draw_all(Report(study(text), 0.01))

@@ -1,13 +1,15 @@
 """The figure of loss spikes, on records whose spikes are known."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from harness.cells import store
 from reports.data.load import load
-from reports.figures.spikes import spike_drawings
+from reports.data.report import Report
+from reports.figures.spikes import figures
 
 
 def test_every_recorded_spike_is_drawn_at_its_step(
@@ -18,8 +20,8 @@ def test_every_recorded_spike_is_drawn_at_its_step(
     records[0].metrics["loss_spikes"] = [{"step": 7, "depth": 1.5}, {"step": 40, "depth": 0.5}]
     records[4].metrics["loss_spikes"] = [{"step": 11, "depth": 2.0}]
     records[5].status, records[5].metrics["steps"] = "diverged", 20
-    runs = load(write_study(tmp_path / "s", records)).runs
-    (axis,) = spike_drawings(runs)[0].figure.axes
+    data = load(write_study(tmp_path / "s", records))
+    (axis,) = figures(Report(data))[0].figure.axes
     discs = [disc for dots in axis.collections for disc in np.asarray(dots.get_offsets())]
     assert sorted(step for step, _ in discs) == [7, 11, 40]
     ends = [float(np.max(line.get_xdata())) for line in axis.lines]
@@ -27,4 +29,5 @@ def test_every_recorded_spike_is_drawn_at_its_step(
     assert len(ends) == 7
     texts = {text.get_text() for text in axis.texts}
     assert texts == {"AdamW  (2 spikes in 3 runs)", "Lion  (1 spike in 3 runs)"}
-    assert spike_drawings(runs.assign(loss_spikes=None)) == []
+    without = replace(data, runs=data.runs.assign(loss_spikes=None))
+    assert figures(Report(without)) == []

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from reports.data import step_bench as step_tables
 from reports.data.load import ReportError
 from reports.figures import steps as step_figures
-from reports.tables import steps as step_tables
+from reports.tables.steps import view as step_view
 
 BANDWIDTH = 2e9
 MOVED = {"adamw_fused": 28_000_000, "gefen": 18_200_000}
@@ -81,7 +82,7 @@ def test_every_candidate_has_a_row_and_a_floor(written: Path) -> None:
 
 
 def test_the_table_reads_as_text(written: Path) -> None:
-    view = step_tables.view(step_tables.frame(step_tables.read(written)), "adamw_fused")
+    view = step_view(step_tables.frame(step_tables.read(written)), "adamw_fused")
     row = view[(view["optimizer"] == "gefen") & (view["precision"] == "bf16")].iloc[0]
     assert row["step, ms"] == "13.0"
     assert row["× adamw_fused (95 %)"] == "0.65 (0.6 to 0.7)"

@@ -14,8 +14,9 @@ import pandas as pd
 import pytest
 
 from harness.cells.store import Record
-from reports.claims.judge import again, claims_folder, load_claims
-from reports.claims.judgements import judge_claims
+from reports.claims.claim import again
+from reports.claims.files import claims_folder, load_claims
+from reports.claims.judge import judge_claims
 from reports.data.sources import discover
 from reports.page.claims_app import claims_main
 

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 import harness
-from reports.claims.judge import claims_folder, load_claims
-from reports.claims.judgements import judge_claims
+from reports.claims.files import claims_folder, load_claims
+from reports.claims.judge import judge_claims
 from reports.data.sources import discover
 
 ROOT = Path(harness.__file__).resolve().parents[1]

@@ -9,14 +9,17 @@ import pandas as pd
 import pytest
 
 from harness.cells.store import Record
+from reports.data.labels import labels
 from reports.data.load import load
+from reports.data.rates import arms, at_best_rates, best_rates, rate_groups
+from reports.data.report import Report
 from reports.data.text import DASH
+from reports.figures.memory import moments
 from reports.figures.registry import draw_all
 from reports.figures.style import styles
 from reports.page.report import report_main
-from reports.tables.breakdown import moments
 from reports.tables.capacity import capacity
-from reports.tables.sensitivity import arms, at_best_rates, best_rates, rate_groups, stability_view
+from reports.tables.sensitivity import stability_view
 from reports.tables.speed import ratios, speed_view
 
 Maker = Callable[..., Record]
@@ -77,7 +80,7 @@ def test_a_sweep_over_rates(
     kept = at_best_rates(data.runs)
     chosen = set(zip(kept["optimizer"], kept["lr"], strict=True))
     assert chosen == {("adamw", 0.001), ("gefen", 0.002), ("gefen", 0.001)}
-    drawn = {item.name: item for item in draw_all(data, 0.01)}
+    drawn = {item.name: item for item in draw_all(Report(data, 0.01))}
     legend = drawn["sensitivity"].figure.axes[0].get_legend()
     assert legend is not None
     texts = [text.get_text() for text in legend.get_texts()]
@@ -126,7 +129,7 @@ def test_capacity_is_the_largest_below_the_smallest_that_failed(
 
 def test_what_was_not_recorded_is_a_dash(full_study: Path) -> None:
     runs = load(full_study).runs
-    view = speed_view(runs, ratios(runs))
+    view = speed_view(runs, ratios(runs), labels(runs))
     for name in ("energy J", "model FLOP/step", "optimizer FLOP/step", "kernels s", "fwd+bwd ms"):
         assert set(view[name]) == {DASH}
 
@@ -141,7 +144,7 @@ def test_the_summary_holds_whole_tables(full_study: Path, tmp_path: Path) -> Non
     assert report_main([str(full_study), "-o", str(tmp_path)]) == 0
     lines = (tmp_path / "summary.md").read_text().splitlines()
     titles = [line[3:] for line in lines if line.startswith("## ")]
-    assert titles == ["Verdicts", "Memory", "Loss", "Speed", "Not finished"]
+    assert titles == ["Verdicts", "Memory", "Speed", "Loss", "Not finished"]
     for index, line in enumerate(lines):
         if line.startswith("| --- "):
             columns = line.count("|")

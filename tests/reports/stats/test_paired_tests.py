@@ -9,12 +9,12 @@ import pytest
 from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 
+from reports.claims.claim import Claim
 from reports.claims.combine import together
+from reports.claims.estimators.outcomes import Paired, by_flips, by_order, by_t
+from reports.claims.estimators.training import COUNTS, TOKENS
 from reports.claims.files import claims_folder, read_claim
-from reports.claims.judge import estimators
-from reports.claims.outcome_tests import Paired, by_flips, by_order, by_t
-from reports.claims.training import COUNTS, TOKENS
-from reports.claims.types import Claim
+from reports.claims.registry import all_estimators
 from reports.stats.paired_tests import flip_test, order_test
 
 STUDIES = 1200
@@ -22,7 +22,7 @@ STUDIES = 1200
 
 @pytest.fixture(scope="module")
 def claim() -> Claim:
-    return read_claim(claims_folder() / "stam_spikes.yaml", estimators())
+    return read_claim(claims_folder() / "stam_spikes.yaml", all_estimators())
 
 
 def above(count: int, alpha: float = 0.05) -> bool:
@@ -115,7 +115,7 @@ def test_equal_crossings_some_of_them_never_are_wrong_at_most_at_alpha(
     claim: Claim, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "reports.claims.outcome_tests.pairs_needed", lambda *_: ""
+        "reports.claims.estimators.outcomes.pairs_needed", lambda *_: ""
     )  # slow, words alone
     rng = np.random.default_rng(7)
     logs = rng.normal(12, 0.1, (STUDIES, 1, 5)) + rng.normal(0, 0.05, (STUDIES, 2, 5))

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from harness.cells.store import Record
+from reports.data.labels import labels
 from reports.data.load import load
 from reports.tables.byte_audit import audit, audit_view, disagreement
 
@@ -74,7 +75,7 @@ def test_on_a_cpu_peaks_are_judged_by_their_difference_to_the_baseline(
     assert "grew by 953 MiB more than the count, both over the baseline's" in flags["lion"]
     assert "grew by 954 MiB more" in flags["adamw8bit"].replace("953", "954")
     runs = load(tmp_path).runs
-    view = audit_view(runs, audit(runs)).set_index("optimizer")["flag"]
+    view = audit_view(audit(runs), labels(runs)).set_index("optimizer")["flag"]
     assert [text for text in view if text == "agree"] == ["agree"]
     assert view["GaLore"].startswith("state agrees; peak not judged")
 

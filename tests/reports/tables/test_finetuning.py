@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from harness.cells import store
-from reports.claims.judge import claims_folder, judge_one, load_claims
+from reports.claims.files import claims_folder, load_claims
+from reports.claims.judge import judge_one
+from reports.data.labels import labels
 from reports.data.load import ReportError, load
 from reports.page.report import report_main
 from reports.tables.finetuning import gains, samples_view
@@ -96,7 +98,8 @@ def test_too_small_a_fall_is_no_verdict_but_a_candidate_that_learns_nothing_is_r
 
 
 def test_samples_stand_side_by_side(study: Path) -> None:
-    view = samples_view(load(study).runs)
+    runs = load(study).runs
+    view = samples_view(runs, labels(runs))
     first = view[view["prompt"] == "1"]
     assert list(first["text by"])[:3] == ["prompt", "a person", "before"]
     assert list(first["exact"]) == ["", "", "no", "yes", "no"]
@@ -132,7 +135,7 @@ def test_the_page_shows_texts_as_they_are(study: Path, tmp_path: Path) -> None:
 def test_records_without_fine_tuning_have_no_section(full_study: Path) -> None:
     runs = load(full_study).runs
     assert gains(runs).empty
-    assert samples_view(runs).empty
+    assert samples_view(runs, labels(runs)).empty
 
 
 def test_a_claim_on_an_unknown_task_is_refused(tmp_path: Path) -> None:

@@ -14,10 +14,11 @@ from statsmodels.stats.power import TTestPower
 from harness.cells import store
 from reports.data.load import load
 from reports.data.text import DASH
+from reports.figures.scaling import optimizer_share
 from reports.page.report import report_main
 from reports.stats.statistics import corrected_interval, detectable, mean_interval
 from reports.tables.folds import folds, folds_view
-from reports.tables.lengths import optimizer_share, shares
+from reports.tables.lengths import shares
 
 Make = Callable[..., store.Record]
 LENGTHS = (128, 2048, 32768)

@@ -10,10 +10,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from harness.cells.store import Record
+from reports.data import tuned_rates as edge_rates
+from reports.data.labels import labels
 from reports.data.load import StudyData, load
+from reports.data.report import Report
 from reports.figures import rivals as rival_figures
 from reports.figures.registry import draw_all
-from reports.tables import edge_rates
 from reports.tables.rivals import frontier, rivals, rivals_view
 
 Maker = Callable[..., Record]
@@ -85,7 +87,7 @@ def test_the_table_has_every_optimizer_and_who_is_not_dominated(
     assert table.loc["muon", "final_eval_loss"] == pytest.approx(5.54)
     assert tuple(table.loc["muon", ["lowest_loss", "highest_loss"]]) == pytest.approx((5.52, 5.56))
     assert list(table.loc[["muon", "lamb", "adan"], "edge"]) == [True, False, None]
-    view = rivals_view(rivals(study.runs), study.runs).set_index("optimizer")
+    view = rivals_view(rivals(study.runs), labels(study.runs)).set_index("optimizer")
     assert view.index[0] == "Muon"
     assert view.loc["Lion", "n"] == "2 + diverged"
     assert list(view.loc[["Muon", "LAMB", "Adan"], "edge of its grid"]) == ["yes", "no", "–"]
@@ -116,7 +118,7 @@ def test_no_name_lies_over_another_or_over_a_mark(
 ) -> None:
     """Neither beside the marks nor, where there are too many, as numbers with a key below."""
     monkeypatch.setattr(rival_figures, "MOST_NAMES", most)
-    drawn = {item.name: item for item in draw_all(study, 0.01)}
+    drawn = {item.name: item for item in draw_all(Report(study, 0.01))}
     for name in ("pareto", "memory_speed"):
         assert overlaps(drawn[name].figure) == []
         assert set(drawn[name].cells) <= set(study.runs["id"])
@@ -141,4 +143,4 @@ def test_few_optimizers_are_no_field(
     records = [loss_cell(name, 0) for name in ("adamw", "gefen", "lion", "galore", "adamw8bit")]
     data = load(write_study(tmp_path, records))
     assert rivals(data.runs).empty
-    assert "pareto" not in {item.name for item in draw_all(data, 0.01)}
+    assert "pareto" not in {item.name for item in draw_all(Report(data, 0.01))}

@@ -12,9 +12,10 @@ import pytest
 from scipy import stats
 
 from harness.cells.store import Record
+from reports.data.curves import Curves
+from reports.data.labels import labels
 from reports.data.load import load
 from reports.data.text import DASH
-from reports.figures.loss import Curves
 from reports.tables.speed import ratios, speed_view
 from reports.tables.targets import targets, targets_view
 
@@ -96,7 +97,9 @@ def test_times_of_different_batches_and_threads_are_not_one_ratio(
     assert sorted(table["micro_batch"]) == [4, 8]
     assert table.set_index("micro_batch")["ratio"][8] == pytest.approx(9.0)
     assert set(table["optimizer"]) == {"gefen"}  # no AdamW ran with 64 threads
-    assert "9" in " ".join(speed_view(data.runs, table).filter(like="AdamW").iloc[:, 0])
+    assert "9" in " ".join(
+        speed_view(data.runs, table, labels(data.runs)).filter(like="AdamW").iloc[:, 0]
+    )
 
 
 def test_targets_are_adamws_last_loss_of_the_same_seed_and_the_given_one(
@@ -134,6 +137,7 @@ def test_targets_are_adamws_last_loss_of_the_same_seed_and_the_given_one(
     assert np.isnan(own["upper"]["gefen"])
     given = table.xs("task.target_loss", level="origin")
     assert given["reached"].to_dict() == {"adamw": 3, "lion": 3, "gefen": 3, "galore": 1}
-    shown = targets_view(data.runs, targets(data.runs, Curves(data.curves)))["tokens over AdamW's"]
+    table = targets(data.runs, Curves(data.curves))
+    shown = targets_view(table, labels(data.runs))["tokens over AdamW's"]
     assert {DASH, "reached 1 of 3"} < set(shown)
     assert shown.str.endswith(", 3 pairs").sum() == 3  # gefen at both targets, lion at the given

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from reports.data.load import load
-from reports.tables.tables import runs_table, summary_table
+from reports.tables.runs import runs_table, summary_table
 
 
 @pytest.mark.parametrize(

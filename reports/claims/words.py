@@ -2,7 +2,7 @@
 
 import textwrap
 
-from reports.claims.judge import Claim, Verdict, split_absent
+from reports.claims.claim import Claim, Verdict
 from reports.data.text import DASH, listed, number_text, signed, with_unit
 
 WIDTH = 100
@@ -77,3 +77,14 @@ def wrapped(text: str, indent: str = "  ") -> str:
     return textwrap.fill(
         text, WIDTH, initial_indent=indent, subsequent_indent=indent + "  ", break_long_words=False
     )
+
+
+def split_absent(verdicts: list[Verdict]) -> tuple[list[Verdict], list[tuple[str, list[Verdict]]]]:
+    """Verdicts with content, and those that share one reason for not being tested, together."""
+    reasons: dict[str, list[Verdict]] = {}
+    for verdict in verdicts:
+        if verdict.verdict == "not tested":
+            reasons.setdefault(verdict.sentence, []).append(verdict)
+    together = [(sentence, group) for sentence, group in reasons.items() if len(group) > 1]
+    hidden = {id(verdict) for _, group in together for verdict in group}
+    return [verdict for verdict in verdicts if id(verdict) not in hidden], together

@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pandas as pd
 
+from reports.claims.claim import Verdict
 from reports.data.load import differing
 from reports.data.pairing import Row
 from reports.data.text import listed
@@ -126,3 +127,12 @@ def trouble(run: Row | None) -> str:
     if run["steps"] != run["planned_steps"]:
         return f"stopped at step {run['steps']:.0f} of {run['planned_steps']:.0f}"
     return "" if math.isfinite(run["final_eval_loss"]) else "has no final evaluation"
+
+
+def interim(found: Verdict, seeds: int, open_cells: int) -> Verdict:
+    """A verdict before all planned cells are there is none: it would be looked at again."""
+    if not open_cells:
+        return found
+    said = f"Interim: {found.n} of {seeds} planned pairs; a verdict waits for the rest."
+    word = found.verdict if found.verdict == "not tested" else "inconclusive"
+    return replace(found, verdict=word, sentence=f"{said} {found.sentence}")

@@ -7,11 +7,10 @@ from typing import Any
 
 import pandas as pd
 
+from reports.claims.claim import Claim, Verdict, answer
 from reports.claims.combine import overall
-from reports.claims.failed_cells import uncapped
-from reports.claims.judge import Claim, Verdict, answer
-from reports.claims.loss import interim
-from reports.claims.loss_pairs import planned
+from reports.claims.estimators.memory import uncapped
+from reports.claims.paired import interim, planned
 from reports.data.load import StudyData
 from reports.data.pairing import compared, nearest, unfinished, warning
 from reports.data.text import TIMES, listed, number_text, plural
@@ -227,3 +226,6 @@ def why_untested(claim: Claim, optimizer: str, mine: pd.DataFrame) -> str:
         return f"{head}."
     places = sorted({f"{row['model']} ({row['device']})" for row in done.to_dict("records")})
     return f"{head}; it was timed on {listed(places)}."
+
+
+ESTIMATORS = (step_time,)

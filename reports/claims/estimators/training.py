@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from reports.claims.judge import Claim, Verdict
-from reports.claims.loss_pairs import trouble
-from reports.claims.outcome_tests import Condition, Measure, Outcome, Seeds
-from reports.claims.outcomes import by_seeds, lower_than, split
+from reports.claims.claim import Claim, Verdict
+from reports.claims.estimators.outcomes import Condition, Measure, Outcome, Seeds, lower_than, split
+from reports.claims.paired import by_seeds, trouble
 from reports.data.load import StudyData
 from reports.data.values import metric, rates, setting
 from reports.stats.statistics import better
@@ -190,3 +189,6 @@ TOKENS = Measure(
     absent="trained towards a task.target_loss",
     is_log=True,
 )
+
+
+ESTIMATORS = (loss_spikes, tokens_to_target, wrong_rate)

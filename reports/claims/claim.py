@@ -1,7 +1,8 @@
 """What a claim is, and what an answer to it is."""
 
-from collections.abc import Callable
+import re
 from dataclasses import dataclass, field
+from typing import Any
 
 from reports.data.load import TOKEN_LOSS, StudyData
 
@@ -88,4 +89,26 @@ class Verdict:
     p_refuted: float | None = None
 
 
-Estimator = Callable[[Claim, str, str, StudyData], Verdict]
+def answer(
+    claim: Claim, subject: str, data: StudyData, verdict: str, sentence: str, **more: Any
+) -> Verdict:
+    """A `Verdict` that carries the claim's title and source and the study's command."""
+    if verdict not in VERDICTS:
+        raise ValueError(f"verdict={verdict!r}; allowed are {', '.join(VERDICTS)}.")
+    return Verdict(
+        claim.id,
+        subject,
+        verdict,
+        sentence,
+        title=claim.title,
+        source=claim.source,
+        command=again(str(data.study.get("command") or "")),
+        study=str(data.study.get("name") or data.folder.name),
+        folder=str(data.folder),
+        **more,
+    )
+
+
+def again(command: str) -> str:
+    """The command for another machine: without where records went and how they were tracked."""
+    return re.sub(r" (?:root|tracker|tracker\.\w+)=\S+", "", command)

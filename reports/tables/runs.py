@@ -1,12 +1,23 @@
-"""Tables: raw units for CSV, human units for the page and the terminal."""
+"""Every run as a row, means over seeds, and what did not finish: what each study has."""
 
 import pandas as pd
 
-from reports.data.load import BASELINE, TRAINING, each
+from reports.data.labels import labels
+from reports.data.load import BASELINE, TOKEN_LOSS, TRAINING, StudyData, each
 from reports.data.pairing import match_states
+from reports.data.report import Report
 from reports.data.text import GIB, TIMES, byte_text, count_text, missing, ms_text, number_text
+from reports.data.values import capped
 from reports.stats.statistics import mean_interval
+from reports.tables.registry import Brief, Grid, Raw, Section
 
+MEMORY = Section("memory", "Memory", 20)
+LOSS = Section("loss", "Loss", 50)
+FAILURES = Section("failures", "Cells that did not finish", 100)
+RUNS = Section("tables", "Every run", 110)
+MOST_FAILURES = 20  # in summary.md
+MEANS_NOTE = "Means over finished cells, \N{PLUS-MINUS SIGN} half the width of the 95 % t interval."
+IN_BRIEF = {"memory": "Memory", "pretrain": "Loss", "finetune": "Loss of completions"}
 LEADING = ["id", "status", "part", "label", "optimizer", "variant", "model", "seq_len"]
 SETTINGS = ["precision", "lr", "seed", "model_seed", "data_seed", "task", "parameters"]
 STATE = ["optimizer_state_bytes", "optimizer_state_predicted_bytes", "optimizer_checkpoint_bytes"]
@@ -34,6 +45,37 @@ MEANS = [
     *("final_eval_bits_per_byte", "tokens_per_second"),
 ]
 INTERVALS = ("final_eval_loss", "final_eval_bits_per_byte")
+
+
+def csv(report: Report) -> dict[str, pd.DataFrame]:
+    """runs.csv, and summary.csv without probes under a memory cap."""
+    table = runs_table(report.runs, report.baseline)
+    return {"runs": table, "summary": summary_table(table.loc[report.plain.index])}
+
+
+def grids(report: Report, raw: Raw) -> list[Grid]:
+    """Means by optimizer, every cell as a row (which the page links to), and failures."""
+    plain, names, table = labels(report.plain), labels(report.runs), raw["runs"]
+    found = []
+    for task, title in IN_BRIEF.items():
+        section, note = (
+            (LOSS, MEANS_NOTE) if task in TOKEN_LOSS else (MEMORY, "Means over finished cells.")
+        )
+        view = named(summary_view(raw["summary"], task, cells=True), plain)
+        found.append(Grid(section, "By optimizer", note, view, brief=Brief(title)))
+    failed = failures(report.data)
+    brief = Brief("Not finished", ["cell", "status", "id"], MOST_FAILURES)
+    found.append(Grid(FAILURES, "", "", failed, brief=brief))
+    cells = {"Memory cells": memory_view(table), "Training cells": training_view(table)}
+    return found + [
+        Grid(RUNS, title, "", named(view, names), anchors=True, folded=True)
+        for title, view in cells.items()
+    ]
+
+
+def named(view: pd.DataFrame, names: dict[str, str]) -> pd.DataFrame:
+    """A view with optimizers by their display label."""
+    return view if view.empty else view.assign(optimizer=view["optimizer"].map(names))
 
 
 def runs_table(runs: pd.DataFrame, baseline: str = BASELINE) -> pd.DataFrame:
@@ -181,41 +223,28 @@ def state_of(row: pd.Series) -> str:
     return str(row["n"]) + (f" + {row['failed']} failed" if row["failed"] else "")
 
 
-def compact(view: pd.DataFrame) -> tuple[str, pd.DataFrame]:
-    """Model, length, precision and rate where all rows agree, as words; the view without them."""
-    words, rest = [], view
-    for name, template in (
-        ("model", "{}"),
-        ("seq", "{} tokens"),
-        ("precision", "{}"),
-        ("lr", "lr {}"),
-    ):
-        if name in view and view[name].nunique() == 1:
-            words.append(template.format(view[name].iloc[0]))
-            rest = rest.drop(columns=name)
-    return ", ".join(words), rest
+def failures(data: StudyData) -> pd.DataFrame:
+    """Cells that did not finish, and planned cells without a record.
+
+    A capacity search runs out of memory by design: those probes stand in its section.
+    """
+    runs = data.runs
+    meant = capped(runs) & (runs["status"] == "oom")
+    failed = runs[(runs["status"] != "done") & ~meant]
+    phase = failed["failed_phase"] if "failed_phase" in failed else pd.Series("", failed.index)
+    rows = [
+        {"cell": label, "status": status, "why": error + where(at), "id": cell}
+        for label, status, error, at, cell in zip(
+            failed["label"], failed["status"], failed["error"], phase, failed["id"], strict=True
+        )
+    ]
+    rows += [
+        {"cell": cell.get("label", ""), "status": "not run yet", "why": "", "id": ""}
+        for cell in data.pending
+    ]
+    return pd.DataFrame(rows)
 
 
-def aligned(view: pd.DataFrame, left: tuple[str, ...] = ("optimizer", "model")) -> str:
-    """A view as plain text columns: words to the left, numbers to the right."""
-    if view.empty:
-        return ""
-    cells = [list(view.columns), *[[str(value) for value in row] for row in view.to_numpy()]]
-    widths = [max(len(row[index]) for row in cells) for index in range(len(view.columns))]
-    lines = []
-    for row in cells:
-        words = [
-            text.ljust(width) if name in left else text.rjust(width)
-            for text, width, name in zip(row, widths, view.columns, strict=True)
-        ]
-        lines.append("  ".join(words).rstrip())
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(lines)
-
-
-def markdown(view: pd.DataFrame) -> str:
-    """A view as a Markdown table."""
-    head = "| " + " | ".join(view.columns) + " |"
-    rule = "|" + " --- |" * len(view.columns)
-    body = ["| " + " | ".join(map(str, row)) + " |" for row in view.to_numpy()]
-    return "\n".join([head, rule, *body])
+def where(phase: object) -> str:
+    """The phase in which a cell failed, where its record says so."""
+    return f" (in {phase})" if isinstance(phase, str) and phase else ""

@@ -1,5 +1,7 @@
 """The figure of final loss over learning rates."""
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -7,14 +9,37 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from reports.data.load import BASELINE
+from reports.data.rates import best_rates, rate_groups
+from reports.data.report import Report
+from reports.data.text import plural
+from reports.data.values import PANEL, condition
 from reports.figures.layout import legend_below, narrow, plain_log, plots
-from reports.figures.loss import band, present
-from reports.figures.style import INK, WARN, Style, condition, styles
-from reports.tables.sensitivity import PANEL, best_rates
+from reports.figures.loss import band
+from reports.figures.panels import present
+from reports.figures.registry import Drawn, ids
+from reports.figures.style import INK, WARN, Style, styles
+from reports.tables.sensitivity import SENSITIVITY
 
 FAILED = {"diverged": "x", "oom": "s", "timeout": "d", "crashed": "*", "interrupted": "1"}
 TOP = 0.2  # of the axes' height kept free for failed cells
 FAR = 1.5  # nats above the best loss from which a finished cell is drawn at the edge as well
+
+
+def figures(report: Report) -> list[Drawn]:
+    """Final loss over learning rates, where an optimizer was trained at three or more."""
+    groups = rate_groups(report.arms)
+    if not groups:
+        return []
+    cells = pd.concat(groups)
+    seeds = cells.groupby(["model", "seq_len", "precision", "variant", "rate"], dropna=False).size()
+    caption = (
+        f"Mean final held-out loss, nats/token, over up to {plural(int(seeds.max()), 'seed')} at "
+        "each peak rate, with 95 % t bands where there are several. Symbols at the upper edge are "
+        "cells that did not finish; the dotted line is AdamW's own best rate. Rings: the best "
+        "rate, chosen on the cells shown, so the ringed loss is optimistic."
+    )
+    draw, title = partial(sensitivity, groups, report.baseline), "Final loss over learning rates"
+    return [Drawn(SENSITIVITY, "sensitivity", title, caption, draw, ids(cells))]
 
 
 def sensitivity(groups: list[pd.DataFrame], baseline: str = BASELINE) -> Figure:

@@ -4,8 +4,8 @@ import math
 
 import pandas as pd
 
+from reports.claims.claim import Claim, Verdict, answer
 from reports.claims.combine import overall
-from reports.claims.judge import Claim, Verdict, answer
 from reports.data.load import StudyData
 from reports.data.pairing import compared, nearest, several, warning
 from reports.data.text import listed, number_text
@@ -134,3 +134,6 @@ def judge_searches(
         scope=scope, estimate=estimate, interval=(low, high), interval_kind="bracket of searches",
         margin=claim.threshold, unit=UNIT, n=2, n_of="searches", cells=cells,
     )  # fmt: skip
+
+
+ESTIMATORS = (capacity,)

@@ -1,0 +1,1 @@
+"""Estimators by subject: what a claim's verdict is computed from, and how."""
