@@ -1,4 +1,7 @@
-"""Tests of paired outcomes that need no normal distribution: counts, and runs without a number."""
+"""Tests of paired differences, candidate minus baseline: Student's t, and exact tests without it.
+
+A positive difference in loss is worse. The exact tests serve counts, and runs without a number.
+"""
 
 import itertools
 import math
@@ -6,11 +9,82 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 
-from reports.stats.statistics import finite, sign_test
+from reports.stats.intervals import finite
 
 MOST_EXACT = 16  # pairs whose 2**n signs are all tried; of more, so many are drawn
 DRAWS = 1 << 16
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """A test of a mean difference: `lower`, `upper` are one-sided bounds, each at 1 - alpha.
+
+    `p_value` is for the null hypothesis "the claim does not hold", `p_refuted` for "it holds".
+    `verdict`: reproduced, refuted or inconclusive.
+    """
+
+    estimate: float
+    sd: float
+    n: int
+    lower: float
+    upper: float
+    p_value: float
+    p_refuted: float
+    verdict: str
+
+
+def noninferiority(differences: Sequence[float], margin: float, alpha: float = 0.05) -> PairedTest:
+    """Is the mean difference below `margin`? Each direction is tested at `alpha`.
+
+    reproduced: the upper bound is below the margin; refuted: the lower bound is above it;
+    inconclusive otherwise. Raises `ValueError` for fewer than two or non-finite differences.
+    """
+    sample = finite(differences, 2)
+    n, mean, sd = len(sample), float(sample.mean()), float(sample.std(ddof=1))
+    error = sd / math.sqrt(n)
+    half = float(stats.t.ppf(1 - alpha, n - 1)) * error
+    lower, upper = mean - half, mean + half
+    verdict = "reproduced" if upper < margin else "refuted" if lower > margin else "inconclusive"
+    p_value, p_refuted = tail(mean - margin, error, n - 1), tail(margin - mean, error, n - 1)
+    return PairedTest(mean, sd, n, lower, upper, p_value, p_refuted, verdict)
+
+
+def better(differences: Sequence[float], alpha: float = 0.05) -> PairedTest:
+    """Is the mean difference below zero? Same verdict words as `noninferiority`."""
+    return noninferiority(differences, 0.0, alpha)
+
+
+def tost(differences: Sequence[float], low: float, high: float, alpha: float = 0.05) -> PairedTest:
+    """Does the mean difference lie inside (low, high)? Two one-sided tests (Schuirmann 1987).
+
+    reproduced: the interval at confidence 1 - 2 alpha lies inside; refuted: wholly outside.
+    Raises `ValueError` for fewer than two or non-finite differences, or low >= high.
+    """
+    if not low < high:
+        raise ValueError(f"low={low} must be below high={high}.")
+    test = noninferiority(differences, high, alpha)
+    error, df = test.sd / math.sqrt(test.n), test.n - 1
+    same, outside = low < test.lower and test.upper < high, test.lower > high or test.upper < low
+    return PairedTest(
+        test.estimate, test.sd, test.n, test.lower, test.upper,
+        p_value=max(test.p_value, tail(low - test.estimate, error, df)),
+        p_refuted=min(test.p_refuted, tail(test.estimate - low, error, df)),
+        verdict="reproduced" if same else "refuted" if outside else "inconclusive",
+    )  # fmt: skip
+
+
+def tail(distance: float, error: float, df: int) -> float:
+    """P(T <= distance / error); without spread 0, 1/2 or 1 by the sign of the distance."""
+    if error == 0:
+        return 0.5 if distance == 0 else float(distance > 0)
+    return float(stats.t.cdf(distance / error, df))
+
+
+def sign_test(worse: int, better: int) -> float:
+    """One-sided exact sign test: P(at least `worse` of the discordant pairs) when p = 1/2."""
+    return float(stats.binom.sf(worse - 1, worse + better, 0.5))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from reports.data.load import BASELINE
 from reports.data.report import Report
 from reports.data.text import DASH, MINUS, missing, number_text
 from reports.data.values import metric, setting
-from reports.stats.statistics import Interval, corrected_interval, detectable, finite
+from reports.stats.intervals import Interval, corrected_interval, finite
+from reports.stats.power import detectable
 from reports.tables.registry import Brief, Grid, Raw, Section
 
 CLASSIFICATION = Section("classification", "Classification", 70)

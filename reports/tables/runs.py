@@ -8,7 +8,7 @@ from reports.data.pairing import match_states
 from reports.data.report import Report
 from reports.data.text import GIB, TIMES, byte_text, count_text, missing, ms_text, number_text
 from reports.data.values import capped
-from reports.stats.statistics import mean_interval
+from reports.stats.intervals import mean_interval
 from reports.tables.registry import Brief, Grid, Raw, Section
 
 MEMORY = Section("memory", "Memory", 20)

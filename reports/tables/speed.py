@@ -12,7 +12,7 @@ from reports.data.report import Report
 from reports.data.text import DASH, TIMES, digits, missing, ms_text, number_text
 from reports.data.turns import not_in_turns
 from reports.data.values import baseline_variant, conditions, metric, setting, words
-from reports.stats.statistics import ratio_interval
+from reports.stats.intervals import ratio_interval
 from reports.tables.registry import Brief, Grid, Raw, Section
 
 SPEED = Section("speed", "Speed", 40)

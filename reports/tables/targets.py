@@ -14,7 +14,7 @@ from reports.data.rates import SPLIT
 from reports.data.report import Report
 from reports.data.text import DASH, digits, number_text, plural
 from reports.data.values import PANEL, baseline_variant, conditions, setting
-from reports.stats.statistics import ratio_interval
+from reports.stats.intervals import ratio_interval
 from reports.tables.registry import Grid, Raw
 from reports.tables.runs import LOSS
 

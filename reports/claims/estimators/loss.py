@@ -15,28 +15,14 @@ from reports.data.pairing import COMPARED, nearest, warning
 from reports.data.text import listed, number_text, plural, signed
 from reports.data.tuned_rates import edge_note
 from reports.data.values import fall_over_spread
-from reports.stats.equivalence import tost, tost_required_n
-from reports.stats.statistics import noninferiority, required_n, sign_test, upper_sd
+from reports.stats.paired_tests import PairedTest, noninferiority, sign_test, tost
+from reports.stats.power import required_n, tost_required_n, upper_sd
 
 GROUP = ["model", "seq_len", "precision", "data_hash", "code_hash", "device", "planned_steps"]
 CONDITIONS = (*COMPARED, "planned_steps")
 RECIPE = ("lr", "betas", "eps", "weight_decay")
 UNIT = "nats/token"
 SPREAD = 0.8  # confidence of the limit of the spread that planned numbers of pairs start from
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What the claim's hypothesis makes of n differences; bounds each at 1 - alpha."""
-
-    verdict: str
-    estimate: float
-    sd: float
-    lower: float
-    upper: float
-    bound: str
-    n: int
-    p_refuted: float
 
 
 @dataclass(frozen=True)
@@ -223,7 +209,9 @@ def judge_pairs(
     )  # fmt: skip
 
 
-def headline(claim: Claim, pairs: Pairs, test: Decision | None, settled: Settled) -> dict[str, Any]:
+def headline(
+    claim: Claim, pairs: Pairs, test: PairedTest | None, settled: Settled
+) -> dict[str, Any]:
     """Estimate and interval that stand for the verdict."""
     if settled.by_sign or not pairs.differences:
         return {"estimate": math.inf} if pairs.diverged else {}
@@ -247,29 +235,27 @@ def margin_of(claim: Claim) -> float:
     return claim.margin
 
 
-def decide(claim: Claim, differences: list[float]) -> Decision:
+def decide(claim: Claim, differences: list[float]) -> PairedTest:
     """The test that the claim's hypothesis asks for: non-inferiority, superiority, equivalence."""
     margin = margin_of(claim)
     if claim.hypothesis == "same":
-        same = tost(differences, -margin, margin, claim.alpha)
-        where = {"reproduced": "inside", "refuted": "outside"}.get(same.verdict, "across")
-        bound = f"The interval lies {where} the margins."
-        return Decision(
-            same.verdict, same.estimate, same.sd, same.lower, same.upper, bound, same.n,
-            same.p_refuted,
-        )  # fmt: skip
-    test = noninferiority(differences, margin, claim.alpha)
+        return tost(differences, -margin, margin, claim.alpha)
+    return noninferiority(differences, margin, claim.alpha)
+
+
+def bound_text(claim: Claim, test: PairedTest) -> str:
+    """Where the bounds lie, which is the reason for the test's verdict."""
+    if claim.hypothesis == "same":
+        where = {"reproduced": "inside", "refuted": "outside"}.get(test.verdict, "across")
+        return f"The interval lies {where} the margins."
     line = "zero" if claim.hypothesis == "better" else "the margin"
-    bound = {
+    return {
         "reproduced": f"The upper bound is below {line}.",
         "refuted": f"The lower bound is above {line}.",
     }.get(test.verdict, f"The bounds enclose {line}.")
-    return Decision(
-        test.verdict, test.estimate, test.sd, test.lower, test.upper, bound, test.n, test.p_refuted
-    )
 
 
-def settle(claim: Claim, pairs: Pairs, test: Decision | None, conditions: int) -> Settled:
+def settle(claim: Claim, pairs: Pairs, test: PairedTest | None, conditions: int) -> Settled:
     """The verdict of one of `conditions` conditions."""
     if pairs.n < claim.min_seeds:
         ask = f"A verdict needs at least {claim.min_seeds} paired seeds."
@@ -281,7 +267,7 @@ def settle(claim: Claim, pairs: Pairs, test: Decision | None, conditions: int) -
         return Settled("inconclusive", "One pair has no spread to test.")
     if test.verdict == "reproduced" and (pairs.failed or pairs.missing):
         return Settled("inconclusive", incomplete(pairs))
-    why = test.bound
+    why = bound_text(claim, test)
     if test.verdict == "inconclusive":
         why = f"{why} {pairs_needed(claim, test, conditions)}"
     return Settled(test.verdict, why, test.p_refuted)
@@ -297,7 +283,7 @@ def incomplete(pairs: Pairs) -> str:
     return f"Without the {' and the '.join(lost)}."
 
 
-def settle_divergence(claim: Claim, pairs: Pairs, test: Decision | None) -> Settled:
+def settle_divergence(claim: Claim, pairs: Pairs, test: PairedTest | None) -> Settled:
     """The verdict where one of two runs diverged in at least one pair.
 
     Refuted when the exact sign test of "only the candidate" against "only the baseline" rejects.
@@ -321,8 +307,8 @@ def settle_divergence(claim: Claim, pairs: Pairs, test: Decision | None) -> Sett
             "refuted", f"{counts} The pairs that finished refute it.", finished.p_refuted
         )
     is_whole = not (mine or pairs.failed or pairs.missing)
-    if word == "reproduced" and is_whole and claim.hypothesis != "same":
-        return Settled("reproduced", f"{counts} {test.bound if test else ''}")
+    if finished and word == "reproduced" and is_whole and claim.hypothesis != "same":
+        return Settled("reproduced", f"{counts} {bound_text(claim, finished)}")
     return Settled("inconclusive", f"{counts} That decides nothing.")
 
 
@@ -333,7 +319,7 @@ def bounds_name(claim: Claim) -> str:
     return f"one-sided {1 - claim.alpha:.0%} bounds"
 
 
-def numbers(claim: Claim, pairs: Pairs, test: Decision | None) -> str:
+def numbers(claim: Claim, pairs: Pairs, test: PairedTest | None) -> str:
     """The difference with its bounds, as far as there are any."""
     some = pairs.n - len(pairs.differences)
     over = f" over the {plural(len(pairs.differences), 'pair')} that finished" if some else ""
@@ -352,7 +338,7 @@ def numbers(claim: Claim, pairs: Pairs, test: Decision | None) -> str:
     return "no finite difference in final held-out loss"
 
 
-def pairs_needed(claim: Claim, test: Decision, conditions: int = 1) -> str:
+def pairs_needed(claim: Claim, test: PairedTest, conditions: int = 1) -> str:
     """Fresh pairs for the planned power, at the upper limit of the spread that so few pairs leave.
 
     Reproduced takes all conditions at once, so each is planned at power ** (1 / conditions);

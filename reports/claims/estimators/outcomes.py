@@ -13,7 +13,7 @@ import pandas as pd
 
 from reports.claims.claim import Claim, Verdict, answer
 from reports.claims.combine import overall
-from reports.claims.estimators.loss import decide, pairs_needed
+from reports.claims.estimators.loss import bound_text, decide, pairs_needed
 from reports.claims.paired import interim, mixture, planned
 from reports.data.load import StudyData
 from reports.data.pairing import COMPARED, nearest, unlike, warning
@@ -264,10 +264,11 @@ def by_t(claim: Claim, paired: Paired, measure: Measure, conditions: int) -> Jud
     shown = [math.exp(value) if measure.is_log else value for value in values]
     texts = [number_text(value, 3) if measure.is_log else signed(value) for value in shown]
     kind = f"one-sided {1 - claim.alpha:.0%} bounds"
+    bound = bound_text(claim, test)
     relation = measure.unit if measure.is_log else "nats from the baseline's"
     words = [
         f"{measure.noun} {texts[0]} {relation} ({kind} {texts[1]} to {texts[2]}).",
-        test.bound.replace("zero", "1") if measure.is_log else test.bound,
+        bound.replace("zero", "1") if measure.is_log else bound,
     ]
     if test.verdict == "inconclusive":
         words.append(pairs_needed(claim, test, conditions))

@@ -15,7 +15,9 @@ from reports.data.load import StudyData
 from reports.data.pairing import compared, nearest, unfinished, warning
 from reports.data.text import TIMES, listed, number_text, plural
 from reports.data.turns import not_in_turns
-from reports.stats.statistics import Interval, ratio_interval, required_n, tail, upper_sd
+from reports.stats.intervals import Interval, ratio_interval
+from reports.stats.paired_tests import tail
+from reports.stats.power import required_n, upper_sd
 
 SEEDS = ["model_seed", "data_seed"]
 GROUP = ("model", "seq_len", "precision", "threads")

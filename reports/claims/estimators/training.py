@@ -13,7 +13,7 @@ from reports.claims.estimators.outcomes import Condition, Measure, Outcome, Seed
 from reports.claims.paired import by_seeds, trouble
 from reports.data.load import StudyData
 from reports.data.values import metric, rates, setting
-from reports.stats.statistics import better
+from reports.stats.paired_tests import better
 
 PANEL = ("model", "seq_len", "precision")
 SAME_RATE = 1e-9  # relative; a product of floats may end in another digit

@@ -13,7 +13,8 @@ from reports.claims.combine import together
 from reports.claims.estimators.loss import decide, settle
 from reports.claims.files import claims_folder, load_claims
 from reports.claims.paired import Pairs
-from reports.stats import statistics
+from reports.stats import paired_tests
+from reports.stats import power as powers
 
 STUDIES = 1500
 
@@ -87,7 +88,7 @@ def test_divergence_at_equal_rates_refutes_at_most_at_alpha(
 @pytest.mark.parametrize("mine", [0, 1, 3, 5, 9])
 @pytest.mark.parametrize("base", [0, 2, 4])
 def test_the_sign_test_is_the_binomial_one(mine: int, base: int) -> None:
-    found = statistics.sign_test(mine, base)
+    found = paired_tests.sign_test(mine, base)
     if mine + base:
         wanted = stats.binomtest(mine, mine + base, 0.5, alternative="greater").pvalue
         assert found == pytest.approx(wanted)
@@ -98,12 +99,12 @@ def test_the_sign_test_is_the_binomial_one(mine: int, base: int) -> None:
 @pytest.mark.parametrize("n", [2, 5, 20])
 def test_the_upper_limit_of_a_spread_holds_as_often_as_it_says(n: int) -> None:
     draws = np.random.default_rng(n).normal(0, 0.02, (4000, n)).std(axis=1, ddof=1)
-    held = np.mean([statistics.upper_sd(sd, n) > 0.02 for sd in draws])
+    held = np.mean([powers.upper_sd(sd, n) > 0.02 for sd in draws])
     assert abs(held - 0.8) < 4 * math.sqrt(0.8 * 0.2 / 4000)
     if n == 5:
-        assert statistics.upper_sd(1.0, 5) == pytest.approx(1.5576, abs=1e-4)
+        assert powers.upper_sd(1.0, 5) == pytest.approx(1.5576, abs=1e-4)
     with pytest.raises(ValueError, match="no spread"):
-        statistics.upper_sd(1.0, 1)
+        powers.upper_sd(1.0, 1)
 
 
 def test_an_exact_comparison_refutes_without_a_share_of_alpha() -> None:

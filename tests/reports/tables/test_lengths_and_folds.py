@@ -16,7 +16,8 @@ from reports.data.load import load
 from reports.data.text import DASH
 from reports.figures.scaling import optimizer_share
 from reports.page.report import report_main
-from reports.stats.statistics import corrected_interval, detectable, mean_interval
+from reports.stats.intervals import corrected_interval, mean_interval
+from reports.stats.power import detectable
 from reports.tables.folds import folds, folds_view
 from reports.tables.lengths import shares
 
