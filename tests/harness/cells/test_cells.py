@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 
 from harness.cells import store
@@ -159,8 +160,11 @@ def test_a_killed_run_goes_on_bit_for_bit(make_run: MakeRun, tmp_path: Path) -> 
         assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.01)
+    started = psutil.Process(process.pid).children(recursive=True)  # the server and the worker
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
+    assert len(started) >= 2
+    assert psutil.wait_procs(started, timeout=10)[1] == []
     assert not store.has_record(cell.directory)
     record = sweep.run_cell(killed, progress=False)
     assert record.attempt == 2

@@ -203,6 +203,19 @@ def test_a_lost_cell_that_another_command_runs_gets_that_ones_result(
     assert store.read_record(cell.directory).status == "done"
 
 
+def test_a_job_leaves_a_cell_that_another_command_runs_for_later(
+    cells: Callable[[int], list[Cell]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned, engine = cells(2), Threads()
+    monkeypatch.setattr(launcher, "_run", without_training)
+    engine.work = launcher.launch  # type: ignore[method-assign]
+    planned[0].directory.mkdir(parents=True)
+    with locked(planned[0], lambda values: None, lambda: False):
+        ended = Dispatcher(engine).run(planned, "c", None, lambda c, v: None, wait=False)
+        assert [found.cell.id for found in ended] == [planned[1].id]
+    assert [e.record.status for e in run_all(Dispatcher(engine), planned)] == ["done"] * 2
+
+
 def test_after_the_deadline_no_cell_starts(cells: Callable[[int], list[Cell]]) -> None:
     planned, engine = cells(2), Threads()
     found = list(Dispatcher(engine).run(planned, "c", time.time() - 1, lambda c, v: None, True))

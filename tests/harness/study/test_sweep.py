@@ -11,6 +11,7 @@ import pytest
 from harness.cells import store
 from harness.cells.code import CodeChanged
 from harness.cells.identity import Cell, job
+from harness.cells.lock import locked
 from harness.config import RunConfig, to_dict
 from harness.errors import UserError
 from harness.launch import launcher
@@ -242,6 +243,30 @@ def test_results_run_again_where_asked_by_status_or_id(
         plan(LARGEST, "omm")
     with pytest.raises(UserError, match=r"^--rerun 0{16} is no cell of this plan; --dry-run lists"):
         plan(SEEDS, "0" * 16)
+
+
+def test_a_cell_that_another_command_runs_comes_last(
+    work: Callable[..., Worker],
+    plan: Callable[[Search], Plan],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    worker, cells = work(), plan(SEEDS).known().cells
+    waits: list[bool] = []
+    with contextlib.ExitStack() as other:
+
+        def launch(cell: Cell, command: str, on_progress: Any, wait: bool) -> store.Record:
+            waits.append(wait)
+            if wait:
+                other.close()  # the other command's process ends, without a result
+            return worker(cell, command, on_progress, wait)
+
+        monkeypatch.setattr(launcher, "launch", launch)
+        for cell in cells[:2]:
+            cell.directory.mkdir(parents=True)
+            other.enter_context(locked(cell, print, lambda: False))
+        assert run(plan(SEEDS)).counts == {"done": 4}
+    assert worker.ran == [cells[n].id for n in (2, 3, 0, 1)]
+    assert waits == [False, False, True, False]
 
 
 def test_a_result_stays_until_its_cell_runs_again(
