@@ -88,10 +88,18 @@ def split(words: Sequence[str]) -> Words:
         elif key == name:
             raise UserError(f"{word} is not known; keys: {', '.join(_KEYS)}, model.KEY.")
         elif name in _MODEL_KEYS:
-            found.model[name] = yaml.safe_load(value)
+            found.model[name] = _plain(key, value)
         else:
             raise UserError(f"{word} is not known; keys of a model: {', '.join(_MODEL_KEYS)}.")
     return found
+
+
+def _plain(key: str, value: str) -> Any:
+    """A value as YAML reads it. Raises UserError for an open bracket or quote."""
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UserError(f"{key}={value} cannot be read; close its brackets and quotes.") from None
 
 
 def build(words: Words, model: str | None = None) -> PlanConfig:

@@ -86,11 +86,17 @@ def folded(text: str) -> str:
     return textwrap.fill(text, 98, subsequent_indent="  ", break_on_hyphens=False)
 
 
-def words(given: Sequence[str] | None) -> list[str] | None:
-    """Names separated by blanks or commas; None where nothing was given."""
+def words(flag: str, given: Sequence[str] | None) -> list[str] | None:
+    """Distinct names separated by blanks or commas; None where the flag was not given.
+
+    Raises UserError for a flag without a name.
+    """
     if given is None:
         return None
-    return [word for part in given for word in part.split(",") if word]
+    found = list(dict.fromkeys(word for part in given for word in part.split(",") if word))
+    if not found:
+        raise UserError(f"{flag} needs a name; leave it out for the default.")
+    return found
 
 
 def check(options: argparse.Namespace) -> tuple[list[plan.Candidate], list[str] | None]:
@@ -103,8 +109,8 @@ def check(options: argparse.Namespace) -> tuple[list[plan.Candidate], list[str] 
         raise UserError(
             f"--timeout={options.timeout:g} is not allowed; it must be a number of seconds above 0."
         )
-    chosen = plan.choose(words(options.optimizer) or [plan.ALL])
-    types = words(options.dtype)
+    chosen = plan.choose(words("--optimizer", options.optimizer) or [])
+    types = words("--dtype", options.dtype)
     for name in types or ():
         if name not in PRECISION_NAMES:
             allowed = ", ".join(PRECISION_NAMES)
@@ -127,7 +133,7 @@ def run(options: argparse.Namespace, command: str) -> int:
     device = device_of(options.device)
     free = plan.free_bytes(device)
     precisions = precisions or plan.defaults()["precisions"][device]
-    conditions, said = plan.plan(words(options.model), precisions, chosen, device, free)
+    conditions, said = plan.plan(words("--model", options.model), precisions, chosen, device, free)
     if not conditions:
         raise UserError(f"Nothing can be timed: {' '.join(said)}")
     facts = provenance.collect(command, device, "", provenance.code_hash())

@@ -207,6 +207,7 @@ def test_records_of_ranks_are_compared_with_the_plan_of_a_rank(
         ([*TINY, "device=tpu"], "device=tpu is not known; allowed: cuda, cpu."),
         ([*TINY, "batch=3"], "keys: model, optimizer"),
         ([*TINY, "model.width=3"], "hidden_size"),
+        ([*TINY, "model.layers=[1"], "model.layers=[1 cannot be read; close its brackets"),
         (["gpt2_tiny"], "is not key=value"),
         ([], "Give model=NAME"),
         (["--fits", "much", "model=gpt2_tiny"], "24GiB"),

@@ -375,6 +375,8 @@ def test_one_process_gives_a_ratio_without_an_interval() -> None:
         (["--timeout", "inf"], "--timeout=inf is not allowed; it must be"),
         (["--timeout", "nan"], "--timeout=nan is not allowed; it must be"),
         (["--threads", "-1"], "--threads=-1 is too small; the least allowed is 1."),
+        (["--model", ""], "--model needs a name; leave it out for the default."),
+        (["--optimizer", ","], "--optimizer needs a name; leave it out for the default."),
         (["--model", "../study/adhoc"], "model=../study/adhoc is not known; allowed: "),
         (["--model", "x" * 300], f"model={'x' * 300} is not known; allowed: "),
         (["--model", "smollm2_135m"], "--model smollm2_135m is a pretrained model by path; choose"),
