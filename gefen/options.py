@@ -11,11 +11,13 @@ from gefen.layout import GRADIENT_RULES
 from gefen.sharding import check_placements, is_sharded
 from gefen.updates.memory import CPU_DTYPES, TRITON_DTYPES
 
+_FLAGS = ("amsgrad", "maximize", "capturable", "differentiable", "skip_nonfinite")
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def check_options(options: Mapping[str, Any]) -> None:
     """Raise ValueError, in one sentence, when options of a group are not allowed."""
+    _check_flags(options)
     for key in ("amsgrad", "differentiable"):
         if options[key]:
             raise ValueError(f"{key}={options[key]} is not available in Gefen; use {key}=False.")
@@ -45,6 +47,16 @@ def check_options(options: Mapping[str, Any]) -> None:
             raise ValueError(f"{key} must be an integer of at least 1, not {value!r}.")
     _check_fused(options)
     check_together([options])
+
+
+def _check_flags(options: Mapping[str, Any]) -> None:
+    """Anything else would count as true or false by accident: "no" is true."""
+    for key in _FLAGS:
+        if not isinstance(options[key], bool):
+            raise ValueError(f"{key} must be True or False, not {options[key]!r}.")
+    for key in ("foreach", "fused"):
+        if options[key] is not None and not isinstance(options[key], bool):
+            raise ValueError(f"{key} must be True, False or None, not {options[key]!r}.")
 
 
 def _check_fused(options: Mapping[str, Any]) -> None:

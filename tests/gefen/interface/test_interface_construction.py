@@ -171,6 +171,8 @@ REFUSED: list[dict[str, Any]] = [
     {"block_size": 0},
     {"block_size": True},
     {"min_quantized_size": 0},
+    *({key: "no"} for key in ("fused", "foreach", "skip_nonfinite", "maximize", "capturable")),
+    *({key: value} for key in ("fused", "amsgrad") for value in (0, 1.0, "true", [])),
 ]
 
 
