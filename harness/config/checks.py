@@ -50,6 +50,7 @@ def validate(config: RunConfig) -> None:
         ("task.eval_split", config.task.eval_split, ("validation", "test")),
         ("model.family", config.model.family, FAMILIES),
         ("data.source", config.data.source, SOURCES),
+        ("data.copies", config.data.copies, ("drop", "refuse")),
         ("device", config.device, DEVICES),
         ("tracker.name", config.tracker.name, TRACKERS),
         ("tracker.mode", config.tracker.mode, ("offline", "online")),

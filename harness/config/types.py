@@ -104,6 +104,7 @@ class DataConfig:
     channels: int | None = None
     folds: int | None = None
     fold: int = 0
+    copies: str = "drop"  # of held-out text in training; or refuse
 
 
 @dataclass

@@ -4,14 +4,18 @@ Local parquet, json, csv and text files go through the same `load_dataset` as a 
 `max_documents` the data is streamed: only that many rows of each split are fetched.
 """
 
+from collections.abc import Iterable, Iterator
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
 from harness.config import DataConfig
 from harness.data.documents import SPLITS
+from harness.data.file_faults import fault
 from harness.errors import UserError
 from harness.models.hub_access import check_repository
 
+Row = dict[str, Any]
 _BUILDERS = {
     ".parquet": "parquet",
     ".json": "json",
@@ -46,11 +50,7 @@ def file_signature(files: list[Path]) -> list[tuple[str, int, int]]:
 
 def signature(config: DataConfig) -> object:
     """Files of a local dataset with sizes and times; the id alone for a dataset on the hub."""
-    local = Path(config.path or "")
-    if not local.exists():
-        return config.path
-    files = [local] if local.is_file() else sorted(f for f in local.rglob("*") if f.is_file())
-    return file_signature(files)
+    return file_signature(_local_files(config)) or config.path
 
 
 def split_names(loaded: dict[str, Any]) -> dict[str, Any]:
@@ -87,8 +87,46 @@ def load(config: DataConfig, builder: str | None = None) -> dict[str, Any]:
         else:
             loaded = datasets.load_dataset(config.path, config.subset, streaming=streaming)
     except Exception as error:
-        reason = str(error).strip().split("\n")[0].rstrip(".")
-        raise UserError(
-            f"data.path={config.path!r} (subset {config.subset!r}) cannot be loaded: {reason}."
-        ) from error
+        raise _unreadable(config, error) from error
     return dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
+
+
+def guarded(rows: Iterable[Row], config: DataConfig) -> Iterator[Row]:
+    """The rows, at most `max_documents`; what reading them meets becomes a sentence.
+
+    Streamed rows, and the images in them, are read here and not before.
+
+    Raises:
+        UserError: a row cannot be read; with the file and its line where those are known.
+    """
+    iterator = islice(rows, config.max_documents)
+    for index in count():
+        try:
+            row = next(iterator, None)
+        except Exception as error:
+            raise _unreadable(config, error, index) from error
+        if row is None:
+            return
+        yield row
+
+
+def _unreadable(config: DataConfig, error: BaseException, row: int | None = None) -> UserError:
+    """What is wrong with a local file, else what the library said first."""
+    found = next((told for file in _local_files(config) if (told := fault(file))), None)
+    if found is not None:
+        return UserError(f"data.path={config.path!r} cannot be loaded: {found}.")
+    cause = error
+    while cause.__cause__ or cause.__context__:
+        cause = cause.__cause__ or cause.__context__ or cause
+    reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0].rstrip(".")
+    where = "" if row is None else f" at row {row}"
+    return UserError(
+        f"data.path={config.path!r} (subset {config.subset!r}) cannot be loaded{where}: {reason}."
+    )
+
+
+def _local_files(config: DataConfig) -> list[Path]:
+    local = Path(config.path or "")
+    if not config.path or not local.exists():
+        return []
+    return [local] if local.is_file() else sorted(f for f in local.rglob("*") if f.is_file())

@@ -67,7 +67,7 @@ def _labelled(rows: Any, config: DataConfig) -> Iterable[tuple["Image", str]]:
     """Each image with the name of its class, `max_documents` of the rows."""
     features = getattr(rows, "features", None) or {}
     names = getattr(features.get(config.label_column), "names", None)
-    for row in _sampled(rows, config.max_documents):
+    for row in dataset_rows.guarded(_sampled(rows, config.max_documents), config):
         for key in ("image_column", "label_column"):
             if getattr(config, key) not in row:
                 raise UserError(

@@ -12,14 +12,14 @@ from harness.config import DataConfig
 from harness.data import texts
 from harness.data.batches import Batch, random_order
 from harness.data.documents import SPLITS, Document
-from harness.data.overlap import shared_share, sharing
+from harness.data.overlap import Counts, copies, normalised, overlap
 from harness.data.packing import arrays, pack
 from harness.data.sources import Source
-from harness.data.texts import Corpus, check_not_empty, save_tokens, write_meta
+from harness.data.texts import Corpus, check_splits, save_tokens, write_meta
 from harness.data.tokenizers import Encoder, make_encoder
 from harness.errors import UserError
 
-VERSION = "pairs 2"
+VERSION = "pairs 3"
 FILES: tuple[str, ...] = ("train.npy", "train.spans.npy")
 _SPANS = "{}.spans.npy"
 _BOUNDARY = "\0"  # between prompt and completion in what is hashed
@@ -56,7 +56,6 @@ class Pair:
 
 
 PairSplits = dict[str, list[Pair]]
-Dropped = dict[str, dict[str, int]]
 
 
 @dataclass(frozen=True)
@@ -156,7 +155,7 @@ def open_folder(folder: Path, config: DataConfig) -> PairCorpus:
 def write(folder: Path, config: DataConfig, source: Source, progress: bool) -> None:
     """Read, clean, tokenise and describe; UserError where a split is left without pairs."""
     splits, dropped = remove_shared_pairs(source.read(config))
-    check_not_empty(splits, config, "pairs")
+    check_splits(splits, config, "pairs", dropped)
     splits = {split: _content_order(splits[split]) for split in SPLITS}
     encoder = make_encoder(config, (pair.document.text for pair in splits["train"]))
     own = {split: [pair.own for pair in splits[split]] for split in SPLITS}
@@ -164,8 +163,7 @@ def write(folder: Path, config: DataConfig, source: Source, progress: bool) -> N
     for split in SPLITS:
         counts[split] = _write_split(folder, split, splits[split], encoder) | dropped[split]
         if split != "train":
-            share = shared_share(own[split], own["train"])
-            counts[split]["windows_shared_with_train"] = share
+            counts[split] |= overlap(own[split], own["train"])
     hashed = {split: [_marked(pair) for pair in splits[split]] for split in SPLITS}
     write_meta(folder, config, hashed, encoder, counts, source.packages(config))
 
@@ -205,12 +203,13 @@ def _write_split(
     }
 
 
-def remove_shared_pairs(splits: PairSplits) -> tuple[PairSplits, Dropped]:
+def remove_shared_pairs(splits: PairSplits) -> tuple[PairSplits, Counts]:
     """Each pair once, and none in train (or test) that mostly stands in a split held out from it.
 
-    Dropped are pairs whose prompt, completion of LEAST_COMPLETION characters or more, or any window
-    of five lines outside the template stands in validation (or, for train, in test), whatever its
-    white space. With the splits: how many pairs of each were read, repeated and shared.
+    Dropped are pairs whose prompt or completion of LEAST_COMPLETION characters or more stands in
+    validation (or, for train, in test), whatever its case, spacing and punctuation, and those that
+    `harness.data.overlap.copies` finds, the template left out. With the splits: how many pairs of
+    each were read, repeated and shared.
     """
     once = {split: _distinct(pairs) for split, pairs in splits.items()}
     validation = once["validation"]
@@ -219,9 +218,9 @@ def remove_shared_pairs(splits: PairSplits) -> tuple[PairSplits, Dropped]:
     kept = {"train": train, "validation": validation, "test": test}
     dropped = {
         split: {
-            "pairs_read": len(splits[split]),
-            "pairs_repeated": len(splits[split]) - len(once[split]),
-            "pairs_shared_with_held_out": len(once[split]) - len(kept[split]),
+            "read": len(splits[split]),
+            "repeated": len(splits[split]) - len(once[split]),
+            "shared_with_held_out": len(once[split]) - len(kept[split]),
         }
         for split in kept
     }
@@ -235,17 +234,16 @@ def _distinct(pairs: Sequence[Pair]) -> list[Pair]:
 
 
 def _apart(pairs: list[Pair], others: list[Pair]) -> list[Pair]:
-    prompts = {_words(pair.prompt) for pair in others}
-    completions = {
-        text for pair in others if len(text := _words(pair.completion)) >= LEAST_COMPLETION
-    }
-    shared = sharing([p.own for p in pairs], [p.own for p in others])
+    prompts = {normalised(pair.prompt) for pair in others}
+    long = [p.completion for p in others if len(_words(p.completion)) >= LEAST_COMPLETION]
+    completions = {normalised(text) for text in long}
+    shared = copies([p.own for p in pairs], [p.own for p in others])
     return [
         pair
-        for pair, windows in zip(pairs, shared, strict=True)
-        if not windows
-        and _words(pair.prompt) not in prompts
-        and _words(pair.completion) not in completions
+        for pair, copy in zip(pairs, shared, strict=True)
+        if not copy
+        and normalised(pair.prompt) not in prompts
+        and normalised(pair.completion) not in completions
     ]
 
 

@@ -17,7 +17,7 @@ from harness.config import DataConfig
 from harness.data.batches import Batch, batch, evaluation_batches
 from harness.data.documents import SPLITS, Document, Splits, text_hash
 from harness.data.once import META
-from harness.data.overlap import remove_shared, shared_share
+from harness.data.overlap import Counts, overlap, remove_shared
 from harness.data.sources import Source
 from harness.data.tokenizers import (
     Encoder,
@@ -28,13 +28,17 @@ from harness.data.tokenizers import (
 )
 from harness.errors import UserError
 
-VERSION = "texts 1"
+VERSION = "texts 2"
 FILES: tuple[str, ...] = ("train.npy",)
 FORMAT = 1  # of meta.json
 _DOCUMENTS_PER_CALL = 64
 
 check = check_tokenizer
-described = describe_tokenizer
+
+
+def described(config: DataConfig) -> object:
+    """The tokenizer, and whether copies of held-out text may have been left out."""
+    return [describe_tokenizer(config), config.copies]
 
 
 @dataclass(frozen=True)
@@ -127,26 +131,33 @@ def write(folder: Path, config: DataConfig, source: Source, progress: bool) -> N
         splits: Splits = source.read(config)
         bar.update()
         bar.set_postfix_str("near-duplicates")
-        splits = remove_shared(splits)
-        check_not_empty(splits, config, "text")
+        splits, removed = remove_shared(splits)
+        check_splits(splits, config, "text", removed)
         bar.update()
         bar.set_postfix_str("tokenizer")
         encoder = make_encoder(config, (d.text for d in splits["train"]))
         bar.update()
         bar.set_postfix_str("tokens")
         counts = {
-            split: _write_split(folder, split, splits[split], encoder, progress) for split in SPLITS
+            split: _write_split(folder, split, splits[split], encoder, progress) | removed[split]
+            for split in SPLITS
         }
         for split in SPLITS[1:]:
-            shared = shared_share(splits[split], splits["train"])
-            counts[split]["windows_shared_with_train"] = shared
+            counts[split] |= overlap(splits[split], splits["train"])
         write_meta(folder, config, splits, encoder, counts, source.packages(config))
         bar.update()
 
 
-def check_not_empty(splits: dict[str, Any], config: DataConfig, what: str) -> None:
-    """UserError unless every split holds something."""
+def check_splits(splits: dict[str, Any], config: DataConfig, what: str, removed: Counts) -> None:
+    """UserError where a split is left empty, or copies were found that `data.copies` refuses."""
     for split in SPLITS:
+        number = removed[split].get("shared_with_held_out", 0)
+        if number and config.copies == "refuse":
+            raise UserError(
+                f"data {config.name!r}: {number} of the {split} split stand, wholly or in part, in "
+                "text that is held out from it; remove them, or set data.copies=drop, which leaves "
+                "them out."
+            )
         if not splits[split]:
             raise UserError(
                 f"data {config.name!r} leaves no {what} for the {split} split once what stands in "

@@ -112,12 +112,22 @@ def check_length(path: str | None, seq_len: int) -> None:
     if path is None or not is_local(path):
         return
     found = Path(locate(path, "model.path").name) / "config.json"
-    limit = json.loads(found.read_text()).get("n_positions") if found.is_file() else None
+    limit = _read_config(found, path).get("n_positions") if found.is_file() else None
     if limit is not None and seq_len > limit:
         raise UserError(
             f"seq_len={seq_len} is longer than the {limit} positions of model.path={path!r}; "
             f"choose seq_len <= {limit} or another model."
         )
+
+
+def _read_config(file: Path, path: str) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_bytes())
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise UserError(f"model.path={path!r}: {file} is not JSON ({error}).") from None
+    if not isinstance(found, dict):
+        raise UserError(f"model.path={path!r}: {file} is no JSON object.")
+    return found
 
 
 def _in_wheel(path: str, key: str) -> Path:

@@ -1,7 +1,6 @@
 """Rows of text: a Hugging Face dataset id, or local parquet, json, csv and text files."""
 
 from collections.abc import Iterable
-from itertools import islice
 from typing import Any
 
 from harness.config import DataConfig
@@ -30,7 +29,7 @@ def read(config: DataConfig) -> Splits:
 
 def _documents(rows: Iterable[dict[str, Any]], config: DataConfig) -> list[Document]:
     documents = []
-    for index, row in enumerate(islice(rows, config.max_documents)):
+    for index, row in enumerate(dataset_rows.guarded(rows, config)):
         if config.text_column not in row:
             raise UserError(
                 f"data.text_column={config.text_column!r} is not a column of {config.path!r}; "

@@ -1,7 +1,6 @@
 """Pairs from the rows of a data set: a hub id or local files, through `datasets`."""
 
 from collections.abc import Iterable
-from itertools import islice
 from string import Formatter
 from typing import Any
 
@@ -63,7 +62,7 @@ def read(config: DataConfig) -> PairSplits:
 
 def _pairs(rows: Iterable[dict[str, Any]], config: DataConfig) -> list[Pair]:
     pairs, fields = [], _fields(config.prompt_template)
-    for index, row in enumerate(islice(rows, config.max_documents)):
+    for index, row in enumerate(dataset_rows.guarded(rows, config)):
         prompt, completion = _filled(config.prompt_template, row, config), _column(row, config)
         if prompt.strip() and completion.strip():
             pairs.append(Pair(f"row {index}", prompt, completion, _filled(fields, row, config)))

@@ -1,10 +1,14 @@
 """Splitting and near-duplicate removal against brute force over Python tuples."""
 
+import re
+
+import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.data.documents import Document, content_order, split_documents, text_hash
-from harness.data.overlap import remove_shared, shared_share
+from harness.data.overlap import copies, normalised, overlap, remove_shared, shared_share
 
 LINES = st.lists(st.sampled_from(["a", "b", " a ", "", "c", "d", "\te"]), max_size=16)
 DOCUMENTS = st.lists(LINES.map(lambda lines: Document("x", "\n".join(lines))), max_size=5)
@@ -42,7 +46,7 @@ def test_shared_windows_are_cut_from_train_and_the_rest_stays() -> None:
         "validation": [document(numbered(600, 9), copied, numbered(700, 9))],
         "test": [document(numbered(800, 12))],
     }
-    cut = remove_shared(splits)
+    cut, _ = remove_shared(splits)
     assert cut["train"][0].text.split("\n") == numbered(0, 20) + numbered(40, 20)
     assert cut["train"][1:] == splits["train"][1:]
     assert cut["validation"] == splits["validation"]
@@ -55,7 +59,7 @@ def test_windows_that_a_cut_creates_are_cut_too() -> None:
     train = [document(numbered(0, 4), copied, numbered(4, 4), numbered(100, 30))]
     validation = [document(copied, numbered(900, 3), numbered(0, 8), numbered(950, 9))]
     splits = {"train": train, "validation": validation, "test": [document(numbered(2000, 9))]}
-    cut = remove_shared(splits)
+    cut, _ = remove_shared(splits)
     assert brute_share(cut["validation"], cut["train"]) == 0.0
     assert cut["train"][0].text.split("\n") == numbered(100, 30)
 
@@ -65,7 +69,7 @@ def test_training_documents_that_mostly_repeat_are_dropped() -> None:
     near_copy = document(numbered(0, 36), numbered(300, 6))
     half_new = document(numbered(0, 12), numbered(400, 40))
     others = {"validation": [document(numbered(900, 9))], "test": [document(numbered(950, 9))]}
-    cut = remove_shared({"train": [original, near_copy, half_new], **others})
+    cut, _ = remove_shared({"train": [original, near_copy, half_new], **others})
     assert cut["train"] == [original, half_new]
 
 
@@ -107,3 +111,112 @@ def test_text_hash_sees_boundaries_splits_and_tokenizer() -> None:
     }
     assert len(hashes) == 4
     assert of(["ab", "c"], ["d"]) == of(["ab", "c"], ["d"])
+
+
+def passages(text: str) -> set[tuple[str, ...]]:
+    """Runs of 13 words, by hand: ASCII letters and digits in lower case."""
+    words = re.findall(r"[a-z0-9]+", text.lower())
+    return {tuple(words[i : i + 13]) for i in range(len(words) - 12)}
+
+
+def real_overlap(held: list[Document], train: list[Document]) -> float:
+    """Share of the held-out passages that stand in training."""
+    own = [p for d in held for p in sorted(passages(d.text))]
+    other = set().union(*(passages(d.text) for d in train))
+    return sum(p in other for p in own) / len(own) if own else 0.0
+
+
+def row(number: int, words: int = 24) -> str:
+    """A line of words of its own that ends with its id."""
+    drawn = np.random.default_rng(number).integers(0, 400, words - 1)
+    return "Row " + " ".join(f"word{w}" for w in drawn[1:]) + f" id{number}"
+
+
+CHANGES = {
+    "a trailing space": lambda text: text + " ",
+    "another id": lambda text: text.rsplit(" ", 1)[0] + " id99999",
+    "another case": lambda text: text[0].swapcase() + text[1:],
+    "upper case": str.upper,
+    "punctuation": lambda text: text.replace(" ", ", ") + "!",
+    "tabs": lambda text: text.replace(" ", "\t"),
+    "broken lines": lambda text: text.replace(" ", "\n", 9),
+    "a prefix": lambda text: "The following was copied: " + text,
+}
+
+
+@pytest.mark.parametrize("held", ["validation", "test"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_changed_copies_of_rows_are_found_and_left_out(change: str, held: str) -> None:
+    rows = [Document(f"row {i}", row(i)) for i in range(40)]
+    copied = [Document("copy", CHANGES[change](d.text)) for d in rows[:20]]
+    other = [Document("other", row(900 + i)) for i in range(5)]
+    splits = {"train": rows, "validation": other, "test": other[:1], held: copied}
+    splits["test" if held == "validation" else "validation"] = other
+    assert real_overlap(copied, rows) > 0.7
+    reported = overlap(copied, rows)["passages_shared_with_train"]
+    assert reported == pytest.approx(real_overlap(copied, rows), abs=0.1)
+    kept, counts = remove_shared(splits)
+    assert kept["train"] == rows[20:]
+    assert counts["train"]["shared_with_held_out"] == 20
+    assert overlap(kept[held], kept["train"])["passages_shared_with_train"] == 0
+    assert kept[held] == copied
+    assert list(copies(rows, copied)) == [True] * 20 + [False] * 20
+
+
+def test_a_row_inside_a_longer_line_or_file_is_cut() -> None:
+    held = [Document("held", row(1))]
+    line = Document("line", f"{row(2)} {row(1)} {row(3)}")
+    lines = [row(10), row(11), row(1), row(12)]
+    file = Document("file", "\n".join(lines))
+    other = [Document("other", row(5))]
+    kept, _ = remove_shared({"train": [line, file], "validation": held, "test": other})
+    assert [d.text.split("\n") for d in kept["train"]] == [[row(10), row(11), row(12)]]
+
+
+def test_a_little_in_common_is_no_copy() -> None:
+    licence = " ".join(f"term{i}" for i in range(20))
+    train = [Document("a", f"{row(1, 60)}\n{licence}")]
+    held = [Document("b", f"{row(2, 60)}\n{licence}")]
+    kept, counts = remove_shared({"train": train, "validation": held, "test": []})
+    assert kept["train"] == train
+    assert counts["train"]["shared_with_held_out"] == 0
+    left = overlap(held, train)["passages_shared_with_train"]
+    assert 0 < left == pytest.approx(real_overlap(held, train))
+
+
+def test_what_is_too_short_to_be_checked_is_counted() -> None:
+    short = [Document("a", "Twelve words " * 6), Document("b", "!?"), Document("c", row(1, 13))]
+    found = overlap(short, [Document("d", row(2))])
+    assert found["documents_too_short_to_check"] == 2
+    # Whole copies of short texts are found all the same.
+    train = [Document("e", "twelve WORDS " * 6), Document("f", "twelve words " * 5)]
+    kept, _ = remove_shared({"train": train, "validation": short, "test": []})
+    assert kept["train"] == train[1:]
+
+
+def test_scripts_without_spaces_have_a_word_a_character() -> None:
+    assert normalised("Ab-1, \u65e5\u672c x") == "ab 1 \u65e5 \u672c x"
+    text = "".join(chr(0x4E00 + 7 * i) for i in range(40))
+    train, held = [Document("a", text)], [Document("b", text[3:] + "\u9f8d")]
+    assert overlap(held, train)["passages_shared_with_train"] > 0.9
+    kept, _ = remove_shared({"train": train, "validation": held, "test": []})
+    assert kept["train"] == []
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.lists(st.sampled_from(["a", "b", "C"]), max_size=30), max_size=4),
+    st.lists(st.lists(st.sampled_from(["A", "b", "c."]), max_size=30), max_size=4),
+)
+def test_shared_passages_equal_brute_force(a: list[list[str]], b: list[list[str]]) -> None:
+    held, train = ([Document("x", " ".join(words)) for words in part] for part in (a, b))
+    own = [w for d in held for w in _every_passage(d.text)]
+    other = {w for d in train for w in _every_passage(d.text)}
+    share = sum(w in other for w in own) / len(own) if own else 0.0
+    assert overlap(held, train)["passages_shared_with_train"] == pytest.approx(share)
+
+
+def _every_passage(text: str) -> list[tuple[str, ...]]:
+    words = re.findall(r"[a-z]+", text.lower())
+    size = min(13, len(words))
+    return [tuple(words[i : i + size]) for i in range(len(words) - size + 1) if size]

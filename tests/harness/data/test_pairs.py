@@ -112,8 +112,8 @@ def test_labels_and_templates_are_no_shared_text(tmp_path: Path) -> None:
         "train": 54, "validation": 3, "test": 3,
     }  # fmt: skip
     assert counts["test"]["windows_shared_with_train"] == 0
-    assert counts["train"]["pairs_shared_with_held_out"] == 0
-    assert counts["train"]["pairs_read"] == 54
+    assert counts["train"]["shared_with_held_out"] == 0
+    assert counts["train"]["read"] == 54
 
 
 @pytest.mark.parametrize(("length", "kept"), [(79, 1), (80, 0)])
@@ -132,7 +132,7 @@ def test_a_passage_in_the_columns_of_held_out_rows_is_not_trained_on(tmp_path: P
     counts = counts_of(config, tmp_path)
     # Three rows of validation and three of test, whose passages two more rows have each.
     assert (counts["validation"]["documents"], counts["test"]["documents"]) == (3, 3)
-    assert counts["train"]["pairs_shared_with_held_out"] == 12
+    assert counts["train"]["shared_with_held_out"] == 12
     assert counts["test"]["windows_shared_with_train"] == 0
 
 
