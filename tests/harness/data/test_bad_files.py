@@ -12,9 +12,7 @@ from harness.data.file_faults import fault
 from harness.errors import UserError
 from harness.models.files import check_length
 
-ROWS = [
-    json.dumps({"text": f"Row {n} has words of its own: {n * 7}, {n * 11}."}) for n in range(30)
-]
+ROWS = [json.dumps({"text": f"Row {n} has its own words: {n * 7}, {n * 11}."}) for n in range(30)]
 HALF = '{"text": "half \\ud800 of a pair"}'
 
 
@@ -31,8 +29,8 @@ FAULTS: list[tuple[str, list[str] | bytes, str]] = [
     ("a.jsonl", [*ROWS, "[1, 2]"], "line 31 of FILE is no JSON object with columns"),
     (
         "a.jsonl",
-        "\n".join([*ROWS, '{"text": "caf\u00e9"}']).encode("latin-1"),
-        "line 31 of FILE is not U",
+        "\n".join(ROWS).encode() + b'\n{"text": "caf\xe9"}',
+        "line 31 of FILE is not UTF-8",
     ),
     ("a.jsonl", b"", "FILE is empty"),
     ("a.jsonl", b"\n \n", "FILE holds nothing but blank lines"),
@@ -98,9 +96,9 @@ def test_a_parquet_file_without_rows_is_said_to_be_one(
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (b'{"n_positions": 64', "is not JSON"),
+        (b'{"a": 64', "is not JSON"),
         (b"\xff\xfe", "is not JSON"),
-        (b"[]", "is no JSON obj"),
+        (b"[]", "is no JSON object"),
     ],
 )
 def test_a_broken_config_of_a_model_is_one_sentence(

@@ -239,3 +239,34 @@ def test_a_saved_tokenizer_folder_is_used(tmp_path: Path) -> None:
     assert corpus.vocab_size == 4
     assert corpus.tokens("test").tolist() == [2, 1] * 5 + [0]
     assert corpus.decode([2, 3]) == "one two"
+
+
+@pytest.mark.parametrize("mode", ["drop", "refuse"])
+def test_copied_rows_of_a_data_sets_own_splits_are_dropped_or_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    rows = texts(60)
+    changed = [f"{text} " for text in rows[:10]]
+    changed += [f"{text.rsplit(' ', 1)[0]} 999999" for text in rows[10:20]]
+    changed += [text[0].lower() + text[1:] for text in rows[20:30]]
+    for split, part in (("train", rows), ("validation", changed), ("test", texts(63)[60:])):
+        lines = [json.dumps({"text": text}) for text in part]
+        (folder / f"{split}.jsonl").write_text("\n".join(lines))
+    config = DataConfig(source="hub", path=str(folder), tokenizer="bytes", copies=mode)
+    if mode == "refuse":
+        with pytest.raises(UserError, match=r"30 of the train split stand, .* data\.copies=drop"):
+            load(config, tmp_path / "cache")
+        return
+    corpus = load(config, tmp_path / "cache")
+    assert isinstance(corpus, Corpus)
+    counts = corpus.meta["splits"]
+    assert counts["train"]["documents"] == counts["train"]["shared_with_held_out"] == 30
+    assert counts["validation"]["documents"] == 30
+    assert counts["validation"]["passages_shared_with_train"] == 0
+    kept = corpus.decode(corpus.tokens("train")).split("<|endoftext|>")[:-1]
+    assert kept == rows[30:]
+    with pytest.raises(UserError, match="30 of the train split"):  # whatever the cache holds
+        load(dataclasses.replace(config, copies="refuse"), tmp_path / "cache")

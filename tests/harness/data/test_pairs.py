@@ -91,6 +91,20 @@ def test_what_is_held_out_is_not_trained_on() -> None:
     assert [p.name for p in found["validation"]] == ["v"]
 
 
+def test_changed_copies_of_held_out_pairs_are_not_trained_on() -> None:
+    body = " ".join(f"word{n}" for n in range(30))
+    held = Pair("held", "A question of its own?", body)
+    copies = [
+        Pair("end", "Something else?", body + " id7"),
+        Pair("case", "Something new?", body.upper()),
+        Pair("same", "a question of ITS own", "Another answer."),
+        Pair("own", "A question of nobody?", "An answer."),
+    ]
+    found, dropped = remove_shared_pairs({"train": copies, "validation": [held], "test": []})
+    assert [p.name for p in found["train"]] == ["own"]
+    assert dropped["train"]["shared_with_held_out"] == 3
+
+
 def counts_of(config: DataConfig, folder: Path) -> dict[str, dict[str, int]]:
     """What the prepared corpus counts of each split."""
     found = data.load(config, folder / "cache")
