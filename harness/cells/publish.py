@@ -38,13 +38,16 @@ def publish(study_dir: Path, results: Path) -> Path:
     target = results / study["name"]
     copy = results / f".{study['name']}.new"
     shutil.rmtree(copy, ignore_errors=True)
-    store.write_study(copy, {**study, "command": without_root(study.get("command") or "")})
-    store.write_packed(copy, records, store.read_curves(study_dir, sorted(known)))
-    for name in (store.MOMENTA_FILE, store.PLAN_FILE):
-        if (study_dir / name).is_file():
-            shutil.copyfile(study_dir / name, copy / name)
-    shutil.rmtree(target, ignore_errors=True)
-    copy.rename(target)
+    try:
+        store.write_study(copy, {**study, "command": without_root(study.get("command") or "")})
+        store.write_packed(copy, records, store.read_curves(study_dir, sorted(known)))
+        for name in (store.MOMENTA_FILE, store.PLAN_FILE):
+            if (study_dir / name).is_file():
+                store.write_bytes_atomic(copy / name, (study_dir / name).read_bytes())
+        shutil.rmtree(target, ignore_errors=True)
+        copy.rename(target)
+    finally:
+        shutil.rmtree(copy, ignore_errors=True)
     return target
 
 

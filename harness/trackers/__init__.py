@@ -3,7 +3,9 @@
 The store holds the truth, so losing its mirror never stops a run.
 """
 
+import hashlib
 import importlib.util
+import json
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import astuple, dataclass, field
@@ -15,6 +17,9 @@ from harness.config import TrackerConfig
 from harness.errors import UserError
 
 FOLDER = "trackers"
+# Keys of a configuration in which repetitions differ, or which say where and how they ran; how many
+# processes ran together stands in the label.
+UNSHARED = ("seed", "model_seed", "data_seed", "root", "cache", "tracker", "study", "launch")
 logger = logging.getLogger(__name__)
 
 
@@ -42,12 +47,17 @@ class RunInfo:
 
     @property
     def setting(self) -> str:
-        """What repetitions share: study, part and label without its last piece, the seed.
+        """What repetitions share: study, part, label without its last piece, the seed, and a hash.
 
-        Dashboards average over it; two studies may differ in what a label does not name.
+        Dashboards average over it. The hash is of the configuration without seeds and fold, for a
+        label does not name everything that two runs may differ in (a width, betas, an option).
         """
         part = self.config.get("part", "main")
-        return f"{self.group}: {part}/{self.name.rpartition('/')[0] or self.name}"
+        shared = {key: value for key, value in self.config.items() if key not in UNSHARED}
+        shared["data"] = {k: v for k, v in shared.get("data", {}).items() if k != "fold"}
+        digest = hashlib.sha256(json.dumps(shared, sort_keys=True, default=str).encode())
+        label = self.name.rpartition("/")[0] or self.name
+        return f"{self.group}: {part}/{label} #{digest.hexdigest()[:6]}"
 
     def dashboard_config(self) -> dict[str, Any]:
         """The configuration that the run shows, with its cell and its setting."""

@@ -2,12 +2,16 @@
 
 import contextlib
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from harness.errors import UserError, writing
 from reports.data.load import ReportError
+
+STALE_SECONDS = 600.0  # a folder of a report that was killed
 
 
 @contextlib.contextmanager
@@ -20,6 +24,9 @@ def replacing(folder: Path, what: str) -> Iterator[Path]:
     try:
         with writing(folder, what, "write it elsewhere with -o FOLDER"):
             folder.mkdir(parents=True, exist_ok=True)
+            for old in folder.glob(".*.tmp"):
+                if time.time() - old.stat().st_mtime > STALE_SECONDS:
+                    shutil.rmtree(old, ignore_errors=True)
             with tempfile.TemporaryDirectory(prefix=".", suffix=".tmp", dir=folder) as name:
                 yield Path(name)
                 for file in sorted(Path(name).iterdir()):

@@ -18,13 +18,17 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from harness import models
 from harness.cells import store
+from harness.config import ModelConfig, RunConfig, from_dict
+from harness.config.groups import load_group
 from harness.data.once import build_once
 from harness.errors import UserError, writing
 from harness.launch import launcher
 from harness.study import study_file
+from harness.train.save_model import save_model
 from reports.data.load import ReportError
-from reports.figures.drawn import Drawn
+from reports.figures.registry import Drawn
 from reports.page.output import replacing
 from reports.page.page import saving
 
@@ -160,8 +164,9 @@ def test_figures_that_do_not_fit(
         figure.subplots().plot(np.random.default_rng(0).random(20_000))
         return figure
 
+    section: Any = None  # where the page has it; nothing here asks
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(processes))
-    drawings = [Drawn("loss", name, "title", "caption", draw, ()) for name in "ab"]
+    drawings = [Drawn(section, name, "title", "caption", draw, ()) for name in "ab"]
     with (
         pytest.raises(ReportError, match=r"^It cannot be written to .*no space left on device"),
         replacing(small_disk / "report", "It") as folder,
@@ -169,3 +174,17 @@ def test_figures_that_do_not_fit(
     ):
         pass
     assert list((small_disk / "report").iterdir()) == []
+
+
+def test_a_trained_model_that_does_not_fit(small_disk: Path) -> None:
+    """safetensors writes from Rust; the sentence names the bytes of the weights."""
+    values = from_dict(ModelConfig, load_group("model", "gpt2_tiny"))
+    setup: Any = SimpleNamespace(directory=small_disk, examples=None)
+    setup.config = RunConfig(model=values)
+    setup.model = models.build_model(values, 300, seed=3)
+    weights = sum(parameter.numel() for parameter in setup.model.parameters())
+    with pytest.raises(UserError) as caught:
+        save_model(setup)
+    assert str(caught.value).startswith(f"The trained model cannot be written to {small_disk}: no ")
+    assert f"it needs {4 * weights:,} bytes" in str(caught.value)
+    assert list(small_disk.iterdir()) == []

@@ -136,19 +136,35 @@ def test_a_wrong_panel_is_refused(panel: dict[str, Any], sentence: str) -> None:
         specs.parse({"name": "n", "sections": []})
 
 
-def test_a_setting_is_what_seeds_share() -> None:
-    def setting(name: str, group: str = "tune", **config: Any) -> str:
-        return RunInfo("c-1", name, group, "train", config=config).setting
+def test_a_setting_is_what_seeds_and_folds_share() -> None:
+    """Named by study, part and label; told apart by whatever else the configurations differ in."""
 
-    first = setting("gpt2_3m/gefen/256/fp32/lr0.001/s0", part="long")
-    assert first == "tune: long/gpt2_3m/gefen/256/fp32/lr0.001"
-    assert setting("gpt2_3m/gefen/256/fp32/lr0.001/m1d2f3", part="long") == first
+    def setting(name: str, group: str = "tune", **changes: Any) -> str:
+        config = {
+            "part": "long",
+            "seed": 0,
+            "model": {"name": "gpt2_3m", "hidden_size": 64},
+            "optimizer": {"betas": [0.9, 0.95], "options": {}},
+            "data": {"name": "digits", "folds": 5, "fold": 0},
+            "root": "runs",
+        }
+        return RunInfo("c-1", name, group, "train", config=config | changes).setting
+
+    name = "gpt2_3m/gefen/256/fp32/lr0.001"
+    first = setting(f"{name}/s0")
+    assert first.startswith("tune: long/gpt2_3m/gefen/256/fp32/lr0.001 #")
+    assert setting(f"{name}/m1d2f3", seed=1, model_seed=1, data_seed=2, root="/tmp") == first
+    assert setting(f"{name}/s0f3", data={"name": "digits", "folds": 5, "fold": 3}) == first
     others = [
-        setting("gpt2_3m/gefen/256/fp32/lr0.002/s0", part="long"),
-        setting("gpt2_3m/gefen/256/fp32/lr0.001/s0", part="short"),
-        setting("gpt2_3m/gefen/256/fp32/lr0.001/s0", group="other", part="long"),
+        setting("gpt2_3m/gefen/256/fp32/lr0.002/s0"),
+        setting(f"{name}/s0", part="short"),
+        setting(f"{name}/s0", group="other"),
+        setting(f"{name}/s0", model={"name": "gpt2_3m", "hidden_size": 128}),
+        setting(f"{name}/s0", optimizer={"betas": [0.9, 0.999], "options": {}}),
+        setting(f"{name}/s0", optimizer={"betas": [0.9, 0.95], "options": {"rank": 4}}),
+        setting(f"{name}/s0", data={"name": "digits", "folds": 10, "fold": 0}),
     ]
-    assert len({first, *others}) == 4
+    assert len({first, *others}) == 8
 
 
 def test_without_a_key_the_spec_is_written_and_the_commands_are_named(

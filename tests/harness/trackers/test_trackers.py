@@ -200,7 +200,7 @@ def test_wandb_offline_run(
     assert run.offline
     assert set(run.tags) == {"gefen", "gpt2_4m", "256", "python_source", "cpu"}
     assert run.config["cell"] == "0123456789abcdef"
-    assert run.config["setting"] == "reproduce: main/gpt2_4m/gefen/256"
+    assert run.config["setting"].startswith("reproduce: main/gpt2_4m/gefen/256 #")
     assert run.config["optimizer"] == {"name": "gefen", "lr": 1e-3}
     axes = {arguments[0]: options.get("step_metric") for arguments, options in defined}
     expected = dict.fromkeys(["train/*", "eval/*", "time/*", "throughput/*", "memory/*"], "tokens")
