@@ -12,8 +12,8 @@ import yaml
 from harness.config import StudyConfig
 from harness.config.groups import load_group
 from harness.errors import UserError
-from harness.study.search import Point, Search
-from harness.study.search_config import build, searched_keys
+from harness.study import tuning
+from harness.study.search import Point, Search, build, searched_keys
 
 PART_KEYS = ("overrides", "sweep", "linked", "tuned", "variants", "search", "alternate")
 VARIANT_KEYS = ("optimizer", "options", "rate_of", "sweep")
@@ -40,7 +40,7 @@ def searches(study: StudyConfig, name: str, extra: list[str]) -> list[Search]:
     `linked` (a list of overrides that change together, each taken with the whole sweep),
     `variants`, `tuned` (where each optimizer's learning rate comes from: a name in configs/tuned,
     or the folder of a finished tuning study, as runs/tune) and `search` (see
-    `harness.study.search_config`). With `alternate: true` every second point of the sweep runs the
+    `harness.study.search`). With `alternate: true` every second point of the sweep runs the
     variants last to first, as a comparison of times needs it. `extra` are the command line's
     overrides.
 
@@ -173,8 +173,6 @@ def _warn_of_edge(file: str, rate_of: str, rate: float) -> None:
 
 def _winners(where: str, source: str, cell: Point) -> tuple[dict[str, Any], str]:
     """Model and winners of a file in configs/tuned or of a study's folder, and how to name it."""
-    from harness.study import tuning
-
     if "/" not in source:
         try:
             return load_group("tuned", source), f"configs/tuned/{source}.yaml"

@@ -1,7 +1,15 @@
 """Which cells a part of a study needs: a fixed list, or a search that learns from its own cells.
 
 A search keeps no state of its own: `state` replays it from the records that exist, so a killed
-study goes on where it was, and asks for the next cells in the same way.
+study goes on where it was, and asks for the next cells in the same way. The key `search` of a part:
+
+    search: {kind: rates, max_trials: 12}
+    search: {kind: largest, key: micro_batch, low: 1, high: 1024}
+    search: {kind: largest, key: seq_len, low: 128, high: 8192, step: 128}
+    search: {kind: largest, key: model, values: [gpt2_124m, gpt2_355m, gpt2_774m]}
+
+`rates` goes on from the part's own sweep of `optimizer.lr` or `optimizer.lr_factor`; `largest`
+looks for the largest value with which a cell ends as done, where cells above it end as oom.
 """
 
 import json
@@ -13,7 +21,7 @@ from typing import Any, Protocol
 
 from harness.cells import store
 from harness.errors import UserError
-from harness.study import tuning_trials
+from harness.study import tuning
 
 Point = dict[str, Any]  # Hydra overrides of one cell, by key
 # The record of a point, or None where it has no answer yet. A record that is no result (crashed,
@@ -22,6 +30,10 @@ Look = Callable[[Point], store.Record | None]
 
 RATE_KEYS = ("optimizer.lr", "optimizer.lr_factor")
 SEED_KEYS = ("seed", "model_seed", "data_seed")
+KINDS = {
+    "rates": ("kind", "max_trials"),
+    "largest": ("kind", "key", "low", "high", "step", "values"),
+}
 LABEL_KEYS = ("model", "optimizer", "seq_len", "micro_batch", "precision")
 
 
@@ -61,7 +73,7 @@ class Fixed:
 
 @dataclass(frozen=True)
 class Rates:
-    """Learning rates: the starting grid, then what `tuning_trials.next_rates` asks for.
+    """Learning rates: the starting grid, then what `tuning.next_rates` asks for.
 
     Cells that differ in more than optimizer, rate and seed (as in the model) are searched apart.
     A search ends when nothing is owed, or before an optimizer, its variants together, would have
@@ -102,8 +114,8 @@ class Rates:
             if any(record is None for _, record in answers):
                 return State(points, open=True)
             try:
-                wanted = tuning_trials.next_rates(list(records.values()))
-                trials = tuning_trials.trials_after(list(records.values()), wanted)
+                wanted = tuning.next_rates(list(records.values()))
+                trials = tuning.trials_after(list(records.values()), wanted)
             except UserError as error:
                 return State(points, notes=[f"{_label(group[0], 'model')}: {error}"])
             if not any(wanted.values()) or trials > self.max_trials:
@@ -111,10 +123,10 @@ class Rates:
             points += _new_points(answers, wanted)
 
     def _note(self, group: list[Point], records: dict[str, store.Record], stopped: bool) -> str:
-        trials = tuning_trials.trials_of(list(records.values()))
+        trials = tuning.trials_of(list(records.values()))
         found = []
         for name, means in trials.items():
-            best = tuning_trials.best_rate(name, means)
+            best = tuning.best_rate(name, means)
             edge = " (edge of its grid)" if best in (min(means), max(means)) else ""
             found.append(f"{name} {best:g}{edge} of {len(means)}")
         end = f"stopped at search.max_trials={self.max_trials}" if stopped else "nothing is owed"
@@ -180,6 +192,63 @@ class Largest:
         return f"{self.key}={self.values[fits - 1]} fits, {self.values[fails - 1]} does not."
 
 
+def build(where: str, content: Any, points: list[Point]) -> Search:
+    """The search that `content` describes over the cells of a part.
+
+    Raises UserError that names the key (below `where`), the value and what is allowed.
+    """
+    if content is None:
+        return Fixed(points)
+    _check(where, content)
+    if content["kind"] == "rates":
+        if not any(set(RATE_KEYS) & set(point) for point in points):
+            raise UserError(
+                f"{where} has search.kind=rates but no starting grid; sweep optimizer.lr_factor."
+            )
+        return Rates(points, _whole(where, content, "max_trials"))
+    return Largest(points, str(content["key"]), _values(where, content))
+
+
+def searched_keys(where: str, content: Any) -> tuple[str, ...]:
+    """The overrides that a search sets, so that the command line may not."""
+    if content is None:
+        return ()
+    _check(where, content)
+    return RATE_KEYS if content["kind"] == "rates" else (str(content["key"]),)
+
+
+def _check(where: str, content: Any) -> None:
+    kind = content.get("kind") if isinstance(content, dict) else None
+    if kind not in KINDS:
+        raise UserError(f"{where}.search.kind={kind} is not known; allowed: {', '.join(KINDS)}.")
+    wrong = sorted(set(content) - set(KINDS[kind]))
+    if wrong:
+        allowed = ", ".join(KINDS[kind])
+        raise UserError(f"{where}.search has {wrong[0]}, which is not known; allowed: {allowed}.")
+    if kind == "largest" and "key" not in content:
+        raise UserError(f"{where}.search needs key: the configuration key to search over.")
+
+
+def _values(where: str, content: dict[str, Any]) -> "range | list[Any]":
+    values = content.get("values")
+    if values is not None:
+        if not (isinstance(values, list) and values):
+            raise UserError(f"{where}.search.values={values} must be a list in rising order.")
+        return list(values)
+    low, high = (_whole(where, content, key) for key in ("low", "high"))
+    step = _whole(where, {"step": 1, **content}, "step")
+    if high < low:
+        raise UserError(f"{where}.search.high={high} is below search.low={low}.")
+    return range(low, high + 1, step)
+
+
+def _whole(where: str, content: dict[str, Any], key: str) -> int:
+    value = content.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UserError(f"{where}.search.{key}={value} must be a whole number above 0.")
+    return value
+
+
 def _new_points(
     answers: list[tuple[Point, store.Record | None]], wanted: dict[str, list[float]]
 ) -> list[Point]:
@@ -188,7 +257,7 @@ def _new_points(
     for point, record in answers:
         assert record is not None
         base = {key: value for key, value in point.items() if key not in RATE_KEYS}
-        bases.setdefault(_key(base), (base, tuning_trials.trial_name(record)))
+        bases.setdefault(_key(base), (base, tuning.trial_name(record)))
     return [
         {**base, "optimizer.lr": rate} for base, name in bases.values() for rate in wanted[name]
     ]

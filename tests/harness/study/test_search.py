@@ -8,8 +8,7 @@ import pytest
 
 from harness.cells import store
 from harness.errors import UserError
-from harness.study.search import Fixed, Largest, Point, Rates, Search
-from harness.study.search_config import build
+from harness.study.search import Fixed, Largest, Point, Rates, Search, build
 
 Judge = Callable[[Point], tuple[str, float | None]]
 
