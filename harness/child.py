@@ -18,4 +18,5 @@ def environment() -> dict[str, str]:
     """
     given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     paths = [str(Path(__file__).resolve().parents[1]), *filter(os.path.isabs, given)]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
+    once = os.pathsep.join(dict.fromkeys(paths))
+    return {**os.environ, "PYTHONPATH": once, "PYTHONSAFEPATH": "1"}

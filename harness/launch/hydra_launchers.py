@@ -19,6 +19,7 @@ from hydra.types import HydraContext, RunMode, TaskFunction
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from harness import child
 from harness.config.groups import configs_dir
 from harness.errors import UserError
 from harness.launch import dispatch_job
@@ -100,6 +101,7 @@ class HydraEngine:
 
         Raises what the plug-in or the first failed job raised.
         """
+        os.environ.update(child.environment())  # for the engine's processes and theirs
         config = self._compose(folder)
         callbacks = Callbacks(config)
         context = HydraContext(config_loader=self._hydra.config_loader, callbacks=callbacks)

@@ -54,6 +54,7 @@ class Facts:
     def __init__(self, tell: Tell) -> None:
         self.phase = "start"
         self.metrics: dict[str, Any] = {"startup_process_seconds": process_age_seconds()}
+        self.loaded_from: dict[str, str] = {}  # files of the core and the optimizer
         self.laps = Laps()
         self.meter: MemoryMeter | None = None
         self.collect: Callable[[], tuple[dict[str, Any], list[Any]]] | None = None

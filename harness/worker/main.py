@@ -6,21 +6,24 @@ death.
 
 import contextlib
 import ctypes
+import inspect
 import json
 import os
 import signal
 import sys
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from harness import tasks
 from harness.cells import store
-from harness.cells.code import check_code
+from harness.cells.code import Tree, check_code, project_root
 from harness.cells.identity import blank_record, job_config
 from harness.cells.messages import FACTS_MARK, PROGRESS_MARK
 from harness.cells.provenance import utc_now
 from harness.config import RunConfig, TrackerConfig
+from harness.errors import UserError
 from harness.meters.limits import lift
 from harness.trackers import RunInfo, Tracker, make_tracker
 from harness.train.facts import Facts
@@ -68,6 +71,7 @@ def run(directory: Path, parent: int) -> int:
     loaded = blank_record(job, config.device).provenance
     for key in ("packages", "threads", "device_name"):
         record.provenance[key] = loaded[key]
+    record.provenance["loaded_from"] = facts.loaded_from
     record.provenance["finished_utc"] = utc_now()
     store.write_record(directory, record)
     if record.is_result:
@@ -149,6 +153,9 @@ def _run_task(
 
     say = report if rank_index(config) == 0 else _silent
     setup = Setup.build(config, job, directory, say, tracker, facts)
+    check_loaded(job["origin"]["files"])
+    core, optimizer = inspect.getfile(Setup), inspect.getfile(type(setup.optimizer))
+    facts.loaded_from = {"core": _named(core), "optimizer": _named(optimizer)}
     tracker.start()
     outcome = tasks.find(config.task.kind)(setup)
     check_agreement(setup.model, setup.ranks)
@@ -156,6 +163,29 @@ def _run_task(
     if config.task.save_model and outcome.status == "done" and setup.ranks.index == 0:
         save_model(setup)
     return outcome
+
+
+def check_loaded(files: Iterable[str]) -> None:
+    """UserError where a module of the planned `files` was loaded from elsewhere."""
+    tree = Tree()
+    for file in files:
+        name = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        module = sys.modules.get(name)
+        found = getattr(module, "__file__", None)
+        if found and not os.path.samefile(found, tree.path(file)):
+            raise UserError(
+                f"{name} was loaded from {found}, but planned was {tree.path(file)}; take the "
+                "other off PYTHONPATH, or start gefen-bench from its own environment."
+            )
+
+
+def _named(file: str) -> str:
+    """A file from the project or the environment that it lies in on, else its whole path."""
+    path = Path(file).resolve()
+    for root in (project_root(), Path(sys.prefix)):
+        if path.is_relative_to(root):
+            return str(path.relative_to(root))
+    return str(path)
 
 
 def report(**values: Any) -> None:

@@ -14,7 +14,7 @@ from harness.optimizers.wheels.packages import (
     package_folder,
 )
 
-_PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check")
+_PIP = (sys.executable, "-P", "-m", "pip", "--disable-pip-version-check")
 
 
 def _pip(*arguments: str) -> None:

@@ -7,10 +7,10 @@ trying; therefore access is checked first, and the markers, not its exit code, s
 """
 
 import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from harness import child
 from harness.cells import store
 from harness.errors import UserError
 
@@ -39,7 +39,7 @@ def find(study: Path) -> Runs:
 def sync(study: Path) -> Runs:
     """Send those that wait, in one `wandb sync`; returns where the runs stand afterwards."""
     folders = [str(file.parent) for file in find(study).waiting]
-    command = [sys.executable, "-m", "wandb", "sync", *folders]
+    command = child.command("wandb", "sync", *folders)
     if folders:
         subprocess.run(command, stdin=subprocess.DEVNULL, check=False)
     return find(study)

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from harness import errors
 from harness.cells import store
 from harness.cells.identity import Cell
 from harness.config import RunConfig
@@ -164,6 +165,28 @@ def test_cells_share_a_server_where_libraries_load_alike(
     assert (process.start(cell, sys.stderr), asked) == ("fresh", [])
 
 
+def test_code_that_was_not_planned_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    files = ("harness/worker/main.py", "harness/errors.py", "gefen/never_loaded.py")
+    worker.check_loaded(files)
+    (tmp_path / "errors.py").touch()
+    monkeypatch.setattr(errors, "__file__", str(tmp_path / "errors.py"))
+    with pytest.raises(errors.UserError, match=r"harness\.errors was loaded from .*/errors\.py"):
+        worker.check_loaded(files)
+
+
+def test_a_door_run_with_m_imports_nothing_from_the_current_folder(tmp_path: Path) -> None:
+    (tmp_path / "gefen").mkdir()
+    (tmp_path / "gefen" / "__init__.py").write_text("raise ImportError('of the current folder')")
+    (tmp_path / "yaml.py").write_text("raise ImportError('of the current folder')")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+    command = [sys.executable, "-m", "harness.cli.bench", "optimizer=list"]
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert "gefen" in ended.stdout
+
+
 def run(cell: Cell, monkeypatch: pytest.MonkeyPatch, how: Any) -> tuple[store.Record, Any]:
     """The record, and losses by step, of a cell that ran in a process of the kind `how`."""
     with monkeypatch.context() as patch:
@@ -180,6 +203,12 @@ def run(cell: Cell, monkeypatch: pytest.MonkeyPatch, how: Any) -> tuple[store.Re
 def test_a_forked_cell_computes_and_measures_what_a_fresh_process_does(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    # A folder with other code of these names decides nothing.
+    for name in ("gefen/__init__.py", "datasets.py", "torch/__init__.py", "harness/__init__.py"):
+        (tmp_path / "here" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "here" / name).write_text("raise ImportError('of the current folder')")
+    monkeypatch.chdir(tmp_path / "here")
+
     def cell(where: str) -> Cell:
         return plan([make_run("gefen", root=str(tmp_path / where))], progress=False)[0]
 
@@ -190,5 +219,8 @@ def test_a_forked_cell_computes_and_measures_what_a_fresh_process_does(
     for key in ("baseline_bytes", "peak_bytes"):
         assert forked.metrics[key] == pytest.approx(fresh.metrics[key], rel=0.05)
     assert forked.provenance["threads"] == fresh.provenance["threads"] == 1
+    for record in (fresh, forked):
+        files = record.provenance["loaded_from"]
+        assert files == {"core": "harness/train/setup.py", "optimizer": "gefen/optimizer.py"}
     # The start-up is the cell's own, not the server's, which had imported before it.
     assert forked.metrics["startup_import_seconds"] < fresh.metrics["startup_import_seconds"] / 2
