@@ -68,7 +68,18 @@ class EnergyMeter:
         """Count from here; the caller has waited for the device's queued work."""
         self._start = self._read_joules()
 
+    def metrics(self) -> dict[str, float | str | None]:
+        """`energy_joules` since `start` and the method, both None where nothing was measured."""
+        joules = self.joules()
+        method = None if joules is None else self.method
+        return {"energy_joules": joules, "energy_method": method}
+
     def joules(self) -> float | None:
         """Joules since `start`; None without a counter, or before `start`."""
         now = self._read_joules()
         return None if now is None or self._start is None else now - self._start
+
+
+def run_meter(device: torch.device) -> EnergyMeter:
+    """The meter of a training run (`harness.meters.run_meters`)."""
+    return EnergyMeter(device)

@@ -6,13 +6,14 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from harness import optimizers, tasks
+from harness import optimizers, registry, tasks
 from harness.cells.code import PACKAGES, Tree
 from harness.cells.identity import Cell, Origin, identify
 from harness.config import RunConfig
 from harness.data import sources
 from harness.models.files import GGUF, fingerprint
 
+TRAINING = "harness/train/loop.py"
 LIBRARIES = ("torch", "transformers", "accelerate", "numpy")
 
 
@@ -51,8 +52,11 @@ class Origins:
         """Fingerprints by part, of what a registry finds by name those that this cell uses."""
         tree, code = self._tree, optimizers.code(config.optimizer.name)
         kinds = {f"harness.data.{sources.kind(name)}" for name in sources.names()}
+        core = ["harness.worker.main", f"harness.tasks.{config.task.kind}"]
+        if TRAINING in tree.closure(core, kinds):  # it finds the meters of a run by their files
+            core += [f"harness.meters.{name}" for name in registry.names("meters")]
         roots = {
-            "core": ["harness.worker.main", f"harness.tasks.{config.task.kind}"],
+            "core": core,
             "data": [f"harness.data.{sources.kind(config.data.source)}"],
             "model": [f"harness.models.families.{config.model.family}"],
             "optimizer": code,

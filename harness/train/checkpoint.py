@@ -21,6 +21,7 @@ import torch
 from harness import optimizers
 from harness.cells.store import CHECKPOINT_FILE
 from harness.errors import UserError
+from harness.meters import add_up
 from harness.meters.stability import LossWatch
 from harness.train.distributed.model import (
     load_model_state,
@@ -38,7 +39,7 @@ class Progress:
     step: int = 0
     train_seconds: float = 0.0
     meter_seconds: float = 0.0
-    energy_joules: float | None = None
+    metered: dict[str, Any] = field(default_factory=dict)  # of `harness.meters.run_meters`
     peaks: dict[str, int] = field(default_factory=dict)
     reserved: dict[str, int] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
@@ -188,10 +189,13 @@ def load(setup: Setup, watch: LossWatch) -> Progress:
         progress = Progress(**state["progress"][ranks.index])
     else:
         progress.peaks, progress.reserved = {}, {}
-        # One rank goes on with what all cards of the earlier ones took: the sum is recorded.
-        earlier = [part["energy_joules"] for part in state["progress"]]
-        known = [joules for joules in earlier if joules is not None]
-        whole = sum(known) if len(known) == len(earlier) else None
-        progress.energy_joules = 0.0 if ranks.index and whole is not None else whole
+        # One rank goes on with what all of the earlier ones took: the sum is recorded.
+        progress.metered = add_up([part["metered"] for part in state["progress"]])
+        if ranks.index:
+            numbers = (int, float)
+            progress.metered = {
+                key: 0.0 if isinstance(value, numbers) else value
+                for key, value in progress.metered.items()
+            }
     progress.resumed_at_step = progress.step
     return progress

@@ -6,6 +6,7 @@ import math
 
 import torch
 
+from harness.meters import add_up, run_meters
 from harness.meters.stability import LossWatch, UpdateMeter
 from harness.meters.timing import Stopwatch, Total, frozen_gc, summarize
 from harness.train import checkpoint
@@ -33,7 +34,8 @@ class Run:
         self.metering = Total(setup.device)
         self.grad_norm = self.update_rms = math.nan
         self.found: Evaluation | None = None  # by the last evaluation of this process
-        self.earlier_joules = 0.0 if self.progress.step == 0 else self.progress.energy_joules
+        self.meters = run_meters(setup.device)
+        self.earlier = [self.progress.metered] if self.progress.step else []
         setup.meter.seconds = 0.0  # until here it is the start-up's
         self._replay()
 
@@ -43,7 +45,8 @@ class Run:
         setup.facts.add(resumed_at_step=progress.resumed_at_step, **setup.flop_metrics())
         setup.facts.collect = lambda: (partial_metrics(setup, progress, self.watch), self._rows())
         # Evaluations and checkpoints lie between the readings too: the counter knows no phases.
-        setup.energy.start()
+        for meter in self.meters:
+            meter.start()
         if progress.step == 0:
             self._evaluate()
         with contextlib.ExitStack() as stack:
@@ -82,8 +85,8 @@ class Run:
         progress, setup = self.progress, self.setup
         progress.meter_seconds += self.metering.seconds + setup.meter.seconds
         self.metering.seconds = setup.meter.seconds = 0.0
-        joules, earlier = setup.energy.joules(), self.earlier_joules
-        progress.energy_joules = None if joules is None or earlier is None else earlier + joules
+        found = {key: value for meter in self.meters for key, value in meter.metrics().items()}
+        progress.metered = add_up([*self.earlier, found])
 
     def _after_step(self) -> None:
         """Log, evaluate and save when it is time; none of it counts as training time."""

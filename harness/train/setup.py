@@ -16,7 +16,6 @@ from torch import nn
 from harness import data, models, optimizers, registry
 from harness.config import ModelConfig, RunConfig
 from harness.meters import limits
-from harness.meters.energy import EnergyMeter
 from harness.meters.flops import flops_of
 from harness.meters.memory import (
     MemoryMeter,
@@ -59,7 +58,6 @@ class Setup:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     meter: MemoryMeter
-    energy: EnergyMeter
     tracker: Tracker
     facts: Facts
     ranks: Ranks
@@ -100,10 +98,9 @@ class Setup:
             optimizer = optimizers.build_optimizer(model, config.optimizer)
         facts.add(startup_model_seconds=facts.laps.lap())
         facts.add(startup_seconds=sum(facts.metrics[f"startup_{part}_seconds"] for part in PARTS))
-        energy = EnergyMeter(accelerator.device)
         return cls(
             config, job, directory, report, accelerator, examples,
-            model, optimizer, meter, energy, tracker, facts, ranks, module,
+            model, optimizer, meter, tracker, facts, ranks, module,
         )  # fmt: skip
 
     @property

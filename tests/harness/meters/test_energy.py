@@ -1,11 +1,14 @@
 """Energy against a counter that the test turns, and its absence."""
 
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from harness import meters, registry
 from harness.meters.energy import NVML, EnergyMeter
 
 UUID = "11111111-2222-3333-4444-555555555555"
@@ -75,3 +78,45 @@ def test_without_the_driver_nothing_is_measured(monkeypatch: pytest.MonkeyPatch)
     meter = EnergyMeter("cuda")
     meter.start()
     assert (meter.method, meter.joules()) == (None, None)
+
+
+def test_a_file_with_run_meter_is_a_meter_of_every_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = tmp_path / "meters"
+    folder.mkdir()
+    (folder / "apples.py").write_text(
+        "class Apples:\n"
+        "    def start(self): self.count = 0\n"
+        "    def metrics(self): return {'apples_total': self.count + 3, 'device': self.device}\n"
+        "def run_meter(device):\n"
+        "    meter = Apples()\n"
+        "    meter.device = str(device)\n"
+        "    return meter\n"
+    )
+    (folder / "tools.py").write_text("def other(): pass\n")
+    monkeypatch.setattr(registry, "_HARNESS", tmp_path)
+    monkeypatch.setattr(meters, "__path__", [str(folder)])
+    names = [f"harness.meters.{name}" for name in ("apples", "tools")]
+    try:
+        (apples,) = meters.run_meters(torch.device("cpu"))
+    finally:
+        for name in names:
+            sys.modules.pop(name, None)
+    apples.start()
+    assert apples.metrics() == {"apples_total": 3, "device": "cpu"}
+
+
+def test_the_energy_meter_is_found() -> None:
+    found = [meter.metrics() for meter in meters.run_meters(torch.device("cpu"))]
+    assert {"energy_joules": None, "energy_method": None} in found
+
+
+def test_parts_of_a_run_add_up_and_what_one_does_not_know_nobody_knows() -> None:
+    first = {"joules": 2.0, "method": "old", "tokens": 3, "gap": None}
+    second = {"joules": 0.5, "method": "new", "tokens": 4, "gap": 1.0}
+    added = {"joules": 2.5, "method": "new", "tokens": 7, "gap": None}
+    assert meters.add_up([first, second]) == added
+    assert meters.add_up([second]) == second
+    assert meters.add_up([]) == {}
+    assert meters.add_up([{"joules": 1.0}, {}]) == {"joules": None}

@@ -138,6 +138,7 @@ def test_what_optimizers_share_changes_them_all_and_no_core(
     [
         ("harness/train/setup.py", {*OPTIMIZERS, "memory", "images"}, "core"),
         ("harness/meters/memory.py", {*OPTIMIZERS, "memory", "images"}, "core"),
+        ("harness/meters/energy.py", {*OPTIMIZERS, "images"}, "core"),
         ("harness/worker/main.py", {*OPTIMIZERS, "memory", "images"}, "core"),
         ("harness/train/loop.py", {*OPTIMIZERS, "images"}, "core"),
         ("harness/tasks/memory.py", {"memory"}, "core"),

@@ -44,7 +44,8 @@ def source(make_run: MakeRun) -> Cell:
     (cell,) = planner.plan([make_run()], progress=False)
     cell.directory.mkdir(parents=True)
     (cell.directory / "job.json").write_text(json.dumps(identity.job(cell, 1, "")))
-    checkpoint.save(setup_of(cell), Progress(step=4, energy_joules=5.0), LossWatch(8, 6.0, 8))
+    taken = {"energy_joules": 5.0, "energy_method": "counter"}
+    checkpoint.save(setup_of(cell), Progress(step=4, metered=taken), LossWatch(8, 6.0, 8))
     return cell
 
 
@@ -87,8 +88,9 @@ def test_a_checkpoint_of_the_same_run_is_continued(continued: Cell) -> None:
 
 def test_the_energy_of_earlier_ranks_counts_once(continued: Cell) -> None:
     """`source` took 5 J on one card; each rank adds its own, and the sum is recorded."""
-    parts = [load(continued, Other(index, said=4)).energy_joules for index in range(2)]
-    assert parts == [5.0, 0.0]
+    parts = [load(continued, Other(index, said=4)).metered for index in range(2)]
+    assert [part["energy_joules"] for part in parts] == [5.0, 0.0]
+    assert {part["energy_method"] for part in parts} == {"counter"}
 
 
 def test_without_a_checkpoint_nothing_starts_afresh(continued: Cell, source: Cell) -> None:
