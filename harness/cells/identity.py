@@ -20,7 +20,7 @@ NOT_IDENTITY = ("root", "cache", "tracker", "launch", "study", "part", "seed", "
 NAMES = {
     "optimizer": ("variant",),
     "model": ("name", "path"),
-    "data": ("name", "path", "tokenizer"),
+    "data": ("name", "path", "tokenizer", "copies"),
 }
 
 

@@ -5,8 +5,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from filelock import FileLock
-
+from harness.cells.lock import holding
 from harness.errors import writing
 
 META = "meta.json"
@@ -16,7 +15,8 @@ def build_once(final: Path, write: Callable[[Path], None]) -> None:
     """See that `final` holds a finished folder; `write` fills an empty one given to it.
 
     Two processes that ask for the same folder do not clash: one builds, the other waits. A build
-    that dies leaves nothing that looks finished. UserError where `final` cannot be written.
+    that dies leaves nothing that looks finished. UserError where `final` cannot be written,
+    or locked.
     """
     if (final / META).exists():
         return
@@ -26,7 +26,7 @@ def build_once(final: Path, write: Callable[[Path], None]) -> None:
 
 def _build_once(final: Path, write: Callable[[Path], None]) -> None:
     final.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{final}.lock"):
+    with holding(Path(f"{final}.lock")):
         if (final / META).exists():
             return
         # The lock is ours, so a folder of this name is the rest of a build that was killed.

@@ -1,8 +1,10 @@
 """Corpora of all sources, end to end: build, find again, copy, refuse."""
 
 import dataclasses
+import errno
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -18,6 +20,7 @@ import yaml
 
 from harness.config import DataConfig
 from harness.data import Corpus, check, load
+from harness.data.once import build_once
 from harness.data.sources import python_source
 from harness.errors import UserError
 
@@ -147,6 +150,20 @@ def test_a_failed_build_leaves_nothing_behind(
     (tmp_path / f".{lock.stem}.partial").mkdir()
     (tmp_path / f".{lock.stem}.partial/half.npy").write_bytes(b"x")
     assert load(config, tmp_path).meta["splits"]["train"]["tokens"] > 0
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_a_cache_that_cannot_be_written_is_named_and_left_clean(
+    tmp_path: Path, number: int
+) -> None:
+    def write(folder: Path) -> None:
+        (folder / "half.npy").write_bytes(b"x")
+        raise OSError(number, os.strerror(number), str(folder / "train.npy"))
+
+    with pytest.raises(UserError, match="prepared data cannot be written to .*cache=") as told:
+        build_once(tmp_path / "cache/one", write)
+    assert str(tmp_path / "cache") in str(told.value)
+    assert not list((tmp_path / "cache").glob("*/"))
 
 
 def test_simultaneous_builds_build_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
