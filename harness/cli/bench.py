@@ -104,10 +104,12 @@ def _composed(
     with hydra.initialize_config_dir(str(configs_dir()), version_base="1.3"):
         hydra_engine = GlobalHydra.instance().hydra
         assert hydra_engine is not None
-        engine = hydra_launchers.HydraEngine(hydra_engine, line.launcher) if line.launcher else None
+        more = [] if line.config_dir is None else [_search_path(line.config_dir)]
+        engine = None
+        if line.launcher:
+            engine = hydra_launchers.HydraEngine(hydra_engine, [*more, *line.launcher])
         shared, points = line.points(hydra_engine.config_loader)
-        if line.config_dir is not None:
-            shared.append(_search_path(line.config_dir))
+        shared += more
         compose = Composer(shared)
         runs = [compose(point) for point in points]
         requests = [

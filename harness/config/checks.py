@@ -5,6 +5,7 @@ is allowed. What needs the optimizer's, the model's or the source's own file is 
 """
 
 import math
+import threading
 from collections.abc import Iterable
 from typing import Any
 
@@ -59,7 +60,7 @@ def validate(config: RunConfig) -> None:
     _check_study_name(config.study.name)
     _check_kinds(config)
     _check_run(config)
-    _check_model(config.model)
+    check_model(config.model)
     _check_data(config)
     _check_optimizer(config.optimizer)
     _check_task(config.task)
@@ -178,7 +179,8 @@ def _check_run(config: RunConfig) -> None:
         )
 
 
-def _check_model(model: ModelConfig) -> None:
+def check_model(model: ModelConfig) -> None:
+    """Sizes of a model, whatever its family. Raises UserError."""
     _at_least(model, "model.", 1, "hidden_size", "layers", "heads", "max_positions", "vocab_size")
     _at_least(model, "model.", 1, "kv_heads", "head_size", "intermediate_size")
     _above_zero(model, "model.", "lora_alpha", "rope_theta")
@@ -278,6 +280,11 @@ def _check_launch(launch: LaunchConfig) -> None:
     if launch.strategy == "fsdp" and launch.nproc == 1:
         raise UserError("launch.strategy=fsdp with launch.nproc=1 cuts nothing; choose nproc >= 2.")
     _above_zero(launch, "launch.", "timeout_seconds", "time_budget_minutes")
+    if launch.timeout_seconds > threading.TIMEOUT_MAX:
+        raise UserError(
+            f"launch.timeout_seconds={launch.timeout_seconds:g} is too large; the largest allowed "
+            f"is {threading.TIMEOUT_MAX:.0f}."
+        )
 
 
 def _check_fsdp(config: RunConfig) -> None:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from harness.errors import UserError
 
 T = TypeVar("T")
+LARGEST = 2**63 - 1  # of whole numbers: files and tensors hold 64 bits
 
 
 @dataclass
@@ -246,6 +247,8 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
     elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        if hint is int and abs(value) > LARGEST:
+            raise UserError(f"{key}={value} is too large; the largest allowed is {LARGEST}.")
         return value
     raise UserError(f"{key}={value!r} is not of type {type_name(hint)}.")
 

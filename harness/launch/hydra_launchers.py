@@ -64,6 +64,7 @@ class HydraEngine:
         choices = [text.partition("=")[2] for text in arguments if "hydra/launcher=" in text]
         self.name = f"hydra/launcher={choices[-1]}" if choices else "hydra.launcher"
         self._check_installed()
+        _ = self.width  # a mistake in it is told before anything is prepared
 
     @property
     def is_basic(self) -> bool:
@@ -90,11 +91,17 @@ class HydraEngine:
     def width(self) -> int | None:
         """How many jobs run at once, as far as the settings say."""
         if self._target.endswith(".JoblibLauncher"):
-            jobs = int(self._launcher.n_jobs)
+            jobs = self._whole("n_jobs")
             return jobs if jobs > 0 else max(1, len(os.sched_getaffinity(0)) + 1 + jobs)
         if self._target.endswith(".SlurmLauncher"):
-            return int(self._launcher.array_parallelism)
+            return self._whole("array_parallelism")
         return self.at_once
+
+    def _whole(self, key: str) -> int:
+        value = self._launcher.get(key)
+        if not isinstance(value, int) or value == 0:
+            raise UserError(f"hydra.launcher.{key}={value} must be a whole number, and not 0.")
+        return value
 
     def launch(self, folder: Path, names: Sequence[str]) -> None:
         """Run a job for each name, whose folder is `folder`/name; returns when all have ended.

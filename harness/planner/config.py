@@ -10,6 +10,7 @@ import yaml
 
 from harness import optimizers
 from harness.config import PRECISIONS, ModelConfig, OptimizerConfig, from_dict
+from harness.config.checks import check_model
 from harness.config.groups import load_group, names
 from harness.errors import UserError
 from harness.models.inputs import for_length, sequence_length
@@ -18,6 +19,7 @@ GIB = 2**30
 DEVICES = ("cuda", "cpu")
 ALIASES = {"bf16": "bf16_mixed"}  # what --bf16 of transformers' Trainer means
 _LEAST = {"seq_len": 2, "micro_batch": 1, "grad_accumulation": 1, "shards": 1, "vocab_size": 1}
+_MOST_TOKENS = 2**40  # of a pass: sizes in bytes of its tensors then fit 64 bits
 _SETTINGS = (*_LEAST, "precision", "device", "headroom_gib")
 _KEYS = ("model", "optimizer", *_SETTINGS, "family")
 _MODEL_KEYS = sorted(item.name for item in fields(ModelConfig))
@@ -138,7 +140,18 @@ def check(config: PlanConfig) -> None:
         value = getattr(config, key)
         if not least <= value < math.inf:
             raise UserError(f"{key}={value} is not allowed; it must be a number from {least} on.")
+    if config.micro_batch * config.seq_len > _MOST_TOKENS:
+        raise UserError(
+            f"micro_batch={config.micro_batch} x seq_len={config.seq_len} are too many tokens; a "
+            f"plan takes at most {_MOST_TOKENS:,}."
+        )
+    check_model(config.model)
     models.check(config.model)
+    if config.model.lora_rank is not None:
+        raise UserError(
+            f"model.lora_rank={config.model.lora_rank} cannot be planned; set it to null, or "
+            "measure it with gefen-bench task=memory."
+        )
     longest = models.max_positions(config.model)
     if config.seq_len > longest:
         raise UserError(
