@@ -30,6 +30,7 @@ SECTIONS = ["Convergence", "Memory", "Speed", "Pareto", "LR sensitivity", "Stabi
 # The worker itself with a tracker that remembers; both tasks in one process, slow to start.
 WORKER = """
 import json, os, sys
+from pathlib import Path
 from harness.worker import main as worker
 
 class Recorder:
@@ -47,8 +48,7 @@ def make_tracker(config, info):
 
 worker.make_tracker = make_tracker
 for folder in sys.argv[2:]:
-    sys.argv[1:] = [folder, str(os.getppid())]
-    worker.main()
+    worker.run(Path(folder), os.getppid())
 open("@", "w").write(json.dumps([recorder.kept for recorder in recorders]))
 """
 
