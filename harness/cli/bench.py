@@ -80,7 +80,7 @@ def _run(line: CommandLine) -> int:
     minutes = options.time_budget_minutes
     limits = sweep.Limits(options.limit, None if minutes is None else 60 * minutes)
     command = shlex.join(["gefen-bench", *line.described])
-    runner = None if engine is None else Dispatcher(engine)
+    runner = None if engine is None else Dispatcher(engine, options.keep_running)
     outcome = sweep.Sweep(plan, command, limits, runner=runner).run()
     return _conclude(plan, outcome)
 

@@ -31,7 +31,7 @@ KEY = re.compile(r"(\+\+?|~)?([a-z_][\w-]*(?:[./][\w-]+)*(?:@[\w.:]+)?)", re.I |
 FREE_KEYS = re.compile(r"optimizer\.options(\..*)?")
 LAUNCHER = re.compile(r"[+~]*hydra(/launcher=|\.launcher\.)")
 # None of these changes a result, so the command that a record names leaves them out.
-PASSING = re.compile(r"\+*launch\.(dry_run|limit|time_budget_minutes|rerun)=")
+PASSING = re.compile(r"\+*launch\.(dry_run|limit|time_budget_minutes|rerun|keep_running)=")
 # With these Hydra prints something and nothing is run.
 PRINTING = ("help", "hydra_help", "version", "resolve", "shell_completion")
 PRINTING_VALUE = ("cfg", "package", "info")
@@ -75,13 +75,14 @@ class _Parser(argparse.ArgumentParser):
 
 
 def read(arguments: Sequence[str]) -> CommandLine:
-    """Flags and words apart; `--dry-run`, `--limit N`, `--time-budget 2h` and `--rerun oom` (which
-    may be repeated) as keys of launch.
+    """Flags and words apart; `--dry-run`, `--keep-running`, `--limit N`, `--time-budget 2h` and
+    `--rerun oom` (which may be repeated) as keys of launch.
 
     Raises UserError with one sentence.
     """
     given = _parser().parse_intermixed_args([text for text in arguments if text != "--"])
     own = ["launch.dry_run=true"] if given.dry_run else []
+    own += ["launch.keep_running=true"] if given.keep_running else []
     own += [] if given.limit is None else [_limit(given.limit)]
     own += [] if given.time_budget is None else [_time_budget(given.time_budget)]
     own += [_rerun(given.rerun)] if given.rerun else []
@@ -109,8 +110,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="gefen-bench", add_help=False, allow_abbrev=False)
     add = parser.add_argument
     add("words", nargs="*")
-    for flags in (("-m", "--multirun"), ("--dry-run",), ("-h", "--help"), ("--hydra-help",),
-                  ("--version",), ("--resolve",), ("-sc", "--shell-completion")):  # fmt: skip
+    for flags in (("-m", "--multirun"), ("--dry-run",), ("--keep-running",), ("-h", "--help"),
+                  ("--hydra-help",), ("--version",), ("--resolve",),
+                  ("-sc", "--shell-completion")):  # fmt: skip
         add(*flags, action="store_true")
     for flags in (("--limit",), ("--time-budget",), ("-cd", "--config-dir"), ("-p", "--package")):
         add(*flags)

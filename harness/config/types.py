@@ -170,6 +170,7 @@ class LaunchConfig:
     dry_run: bool = False
     limit: int | None = None  # cells that a command runs at most
     time_budget_minutes: float | None = None  # after which a command starts no further cell
+    keep_running: bool = False  # SLURM jobs go on when the command is ended
     rerun: list[str] = field(default_factory=list)  # statuses, or ids, whose results run again
 
 

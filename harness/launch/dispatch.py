@@ -28,8 +28,10 @@ from harness.launch.dispatch_job import (
     write_plan,
 )
 from harness.launch.launcher import Ended, Report, record_loss
+from harness.launch.slurm import Queue
 
 POLL_SECONDS = 0.5
+QUEUE_SECONDS, QUEUE_POLL_SECONDS = 15.0, 2.0  # between questions to a queue, and at the end
 STOP_SECONDS = 30.0  # for jobs to end their workers after Ctrl-C
 MAX_LOSSES = 3
 
@@ -51,6 +53,9 @@ class Engine(Protocol):
     def width(self) -> int | None:
         """How many jobs run at once, as far as known."""
 
+    def queue(self, folder: Path) -> Queue | None:
+        """Where the jobs of `folder` wait and go on by themselves; None where they do not."""
+
     def launch(self, folder: Path, names: Sequence[str]) -> None:
         """Run `dispatch_job.run_planned(folder / name)` for each name; return when all ended."""
 
@@ -62,8 +67,14 @@ class Dispatcher:
     again, the last of `MAX_LOSSES` times by itself, and is recorded as crashed after that.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, keep_running: bool = False) -> None:
+        """UserError where `keep_running` is asked of an engine whose jobs end with this process."""
+        self._engine, self._keep_running = engine, keep_running
+        if keep_running and engine.queue(Path()) is None:
+            raise UserError(
+                f"--keep-running does not work with {engine.name}, whose jobs end with the "
+                "command; it is for hydra/launcher=submitit_slurm."
+            )
         self._name = f"{utc_now()[:19].replace(':', '')}-{os.getpid()}"
         self._rounds = 0
         self._losses: dict[str, int] = {}
@@ -84,7 +95,8 @@ class Dispatcher:
         and without `wait` those that another command runs.
 
         `report` gets the progress of running cells. Raises UserError where the engine cannot
-        start anything. Closed or interrupted, it tells the jobs to end and waits a while for them.
+        start anything. Closed or interrupted, it cancels the jobs that wait, tells those that run
+        to end (unless they are to go on) and waits a while for them.
         """
         folder = (cells[0].study_dir / "dispatch" / self._name).resolve()
         left = {cell.id: cell for cell in cells}
@@ -102,7 +114,7 @@ class Dispatcher:
                             del left[ended.cell.id]
                             yield ended
                 finally:
-                    clean = turn.stop()
+                    clean = turn.stop(self._keep_running)
                 for cell in turn.skipped:
                     del left[cell.id]
                 yield from self._lost(turn, left, command, report)
@@ -136,11 +148,14 @@ class _Round:
         self._told: dict[str, str] = {}
         self._thread = threading.Thread(target=lambda: None)
         self._last_look = False
+        self._queue: Queue | None = None
+        self._asked = 0.0
 
     def start(
         self, engine: Engine, command: str, deadline: float | None, devices: list[str], wait: bool
     ) -> None:
         """Write the plans and hand the jobs over, in a thread: engines block until all ended."""
+        self._queue, self._asked = engine.queue(self.folder), time.monotonic()
         for cell in self.cells:
             write_plan(self.folder / cell.id, cell, command, deadline, devices, wait)
 
@@ -170,6 +185,7 @@ class _Round:
 
     def watch(self, report: Report) -> Iterator[Ended]:
         """Pass on what the jobs told since the last time; yields the cells that have a record."""
+        self._tell_queue(report)
         for cell in self.cells:
             if cell.id in self.ended:
                 continue
@@ -195,14 +211,31 @@ class _Round:
         """Whether a worker had the cell in its hands."""
         return (self.folder / cell.id / PROGRESS_FILE).exists()
 
-    def stop(self) -> bool:
-        """Let no job start any more, end those that run, and wait for the engine.
+    def _tell_queue(self, report: Report) -> None:
+        """Why jobs wait, told with the first cell that does."""
+        if self._queue is None or time.monotonic() - self._asked < QUEUE_SECONDS:
+            return
+        self._asked = time.monotonic()
+        reasons = self._queue.waiting()
+        waiting = [c for c in self.cells if c.id not in self.ended and not self.began(c)]
+        if reasons and waiting:
+            report(waiting[0], {"queued": f"jobs wait in the queue: {reasons}"})
+
+    def stop(self, keep_running: bool) -> bool:
+        """Let no job start any more, end those that run unless told, and wait for the engine.
 
         Returns whether the engine has ended, and without an error.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / STOP_FILE).touch()
-        self._thread.join(STOP_SECONDS)
+        store.write_json_atomic(self.folder / STOP_FILE, {"keep_running": keep_running})
+        if self._queue is None:
+            self._thread.join(STOP_SECONDS)
+        elif self._thread.is_alive():
+            self._queue.cancel(running=False)
+            deadline = time.monotonic() + STOP_SECONDS
+            while not keep_running and time.monotonic() < deadline and not self._queue.is_empty():
+                self._thread.join(QUEUE_POLL_SECONDS)
+            if not keep_running:  # those that did not see the file, or had just been handed over
+                self._queue.cancel(running=True)
         return not self._thread.is_alive() and self._error is None
 
     def reason(self) -> str:

@@ -24,7 +24,8 @@ from harness.errors import UserError
 from harness.launch import launcher
 
 PLAN_FILE, PROGRESS_FILE, OUTCOME_FILE = "plan.json", "progress.json", "outcome.json"
-STOP_FILE = "stop"  # beside the jobs' folders: no job starts, and those that run end
+# Beside the jobs' folders: no job starts, and those that run end unless it says otherwise.
+STOP_FILE = "stop"
 PROGRESS_SECONDS = 1.0
 DEVICE_POLL_SECONDS = 0.5
 
@@ -95,7 +96,7 @@ def _run(plan: dict[str, Any], folder: Path, launch: Launch) -> None:
     cell = from_planned(plan)
     started = time.monotonic()
     try:
-        record = launch(cell, plan["command"], progress, stop.exists, plan["wait"])
+        record = launch(cell, plan["command"], progress, lambda: _ends(stop), plan["wait"])
         # With the record: a network disk may show the parent an old state of the cell's folder.
         outcome: dict[str, Any] = {
             "seconds": time.monotonic() - started,
@@ -110,6 +111,11 @@ def _run(plan: dict[str, Any], folder: Path, launch: Launch) -> None:
     except (OSError, UserError) as error:
         outcome = {"error": f"{type(error).__name__}: {error}"}
     store.write_json_atomic(folder / OUTCOME_FILE, outcome)
+
+
+def _ends(stop: Path) -> bool:
+    """Whether a job that runs is told to end."""
+    return stop.exists() and not store.read_json(stop)["keep_running"]
 
 
 class _Progress:

@@ -23,6 +23,7 @@ from harness import child
 from harness.config.groups import configs_dir
 from harness.errors import UserError
 from harness.launch import dispatch_job
+from harness.launch.slurm import Queue
 
 # What the target of a launcher starts with: the modules that it needs, and the extra that has them.
 EXTRAS = {
@@ -96,6 +97,14 @@ class HydraEngine:
         if self._target.endswith(".SlurmLauncher"):
             return self._whole("array_parallelism")
         return self.at_once
+
+    def queue(self, folder: Path) -> Queue | None:
+        """The queue in which the jobs of `folder` wait and go on by themselves, if there is one."""
+        if not self._target.endswith(".SlurmLauncher"):
+            return None
+        files = Path(str(self._compose(folder).hydra.launcher.submitit_folder))
+        named = next((n for n, part in enumerate(files.parts) if "%" in part), None)
+        return Queue(Path(*files.parts[:named]))
 
     def _whole(self, key: str) -> int:
         value = self._launcher.get(key)

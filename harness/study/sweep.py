@@ -163,7 +163,10 @@ class Sweep:
             on_record(record)
 
     def _report(self, cell: Cell, values: dict[str, Any]) -> None:
-        """Show what a running cell told."""
+        """Show what a running cell told, or why one waits."""
+        if "queued" in values:
+            self._view.update(cell.id, _name(cell), _name(cell), {"phase": values["queued"]})
+            return
         if cell.id not in self._running:
             number = self._number(len(self._handled) + len(self._running) + 1)
             self._running[cell.id] = f"[{number}, {self._times()}] {_name(cell)}", 0.0

@@ -21,9 +21,10 @@ from harness.cli import bench
 from harness.config import RunConfig
 from harness.config.groups import configs_dir
 from harness.errors import UserError
-from harness.launch import dispatch_job, hydra_launchers, launcher
+from harness.launch import dispatch, dispatch_job, hydra_launchers, launcher
 from harness.launch.dispatch import MAX_LOSSES, Dispatcher
 from harness.launch.launcher import Ended
+from harness.launch.slurm import Queue
 from harness.study.planner import plan
 from harness.study.study_file import write_study
 
@@ -142,6 +143,9 @@ class Threads:
         self.rounds: list[list[str]] = []
         self.seen_stop = False
 
+    def queue(self, folder: Path) -> Queue | None:
+        return None
+
     def launch(self, folder: Path, names: Sequence[str]) -> None:
         self.rounds.append(list(names))
         if self.error is not None:
@@ -245,6 +249,75 @@ def test_interrupted_it_ends_the_jobs_and_keeps_what_is_finished(
     assert not list((planned[0].study_dir / "dispatch").iterdir())
 
 
+SQUEUE = """#!/bin/sh
+cat "$SLURM_STATE"
+"""
+SCANCEL = """#!/bin/sh
+echo "$@" >> "$SLURM_STATE.told"
+grep -v PENDING "$SLURM_STATE" > "$SLURM_STATE.new"
+mv "$SLURM_STATE.new" "$SLURM_STATE"
+"""
+
+
+class Slurm(Threads):
+    """A cluster that starts all jobs but the last, and takes no notice of a stop file."""
+
+    name = "hydra/launcher=submitit_slurm"
+
+    def __init__(self, state: Path, lose: dict[str, int] | None = None) -> None:
+        super().__init__(lose)
+        self.state = state
+        self.given_up = threading.Event()
+
+    def queue(self, folder: Path) -> Queue:
+        return Queue(folder / ".submitit")
+
+    def launch(self, folder: Path, names: Sequence[str]) -> None:
+        for number, _ in enumerate(names):
+            job = folder / ".submitit" / f"77_{number}"
+            job.mkdir(parents=True)
+            (job / f"{job.name}_submitted.pkl").touch()
+        self.state.write_text("RUNNING|None\nPENDING|Priority\n")
+        super().launch(folder, names[:-1])
+        self.state.write_text("")
+        self.given_up.wait(10)  # as submitit waits for a job that was cancelled
+
+
+@pytest.mark.parametrize("keep_running", [False, True])
+def test_interrupted_it_cancels_the_jobs_that_wait_in_a_queue(
+    cells: Callable[[int], list[Cell]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    keep_running: bool,
+) -> None:
+    for name, script in (("squeue", SQUEUE), ("scancel", SCANCEL)):
+        (tmp_path / name).write_text(script)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_STATE", str(tmp_path / "state"))
+    monkeypatch.setattr(dispatch, "QUEUE_SECONDS", 0.0)
+    monkeypatch.setattr(dispatch, "QUEUE_POLL_SECONDS", 0.05)
+    planned = cells(3)
+    engine = Slurm(tmp_path / "state", {planned[1].id: -1})
+    told: list[dict[str, Any]] = []
+    runner = Dispatcher(engine, keep_running)
+    running = runner.run(planned, "c", None, lambda cell, values: told.append(values), True)
+    assert next(running).cell.id == planned[0].id
+    assert {"queued": "jobs wait in the queue: Priority (1)"} in told
+    running.close()
+    assert engine.seen_stop is not keep_running
+    asked = (tmp_path / "state.told").read_text().splitlines()
+    assert asked == ["--state=PENDING 77", *([] if keep_running else ["77"])]
+    (folder,) = (planned[0].study_dir / "dispatch").iterdir()  # what the jobs still read
+    store.write_json_atomic(folder / "1" / dispatch_job.STOP_FILE, {"keep_running": False})
+    engine.given_up.set()
+
+
+def test_jobs_that_end_with_the_command_cannot_be_kept() -> None:
+    with pytest.raises(UserError, match=r"--keep-running does not work with hydra/launcher=thr"):
+        Dispatcher(Threads(), keep_running=True)
+
+
 def test_engines_say_how_wide_they_are_and_what_they_need(
     hydra_engine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -265,6 +338,10 @@ def test_engines_say_how_wide_they_are_and_what_they_need(
     assert sizes("hydra/launcher=submitit_local", cores) == (2, 2)
     assert sizes("hydra/launcher=submitit_slurm") == (None, 16)
     assert sizes("hydra/launcher=ray") == (None, None)
+    queue = engine("hydra/launcher=submitit_slurm").queue(Path("/turn"))
+    assert queue is not None
+    assert queue._folder == Path("/turn/.submitit")
+    assert engine("hydra/launcher=joblib").queue(Path("/turn")) is None
     assert engine("hydra/launcher=basic").is_basic
     monkeypatch.setattr(hydra_launchers, "_is_there", lambda module: False)
     for name, extra in (("joblib", "sweeps"), ("submitit_slurm", "sweeps"), ("ray", "ray")):
