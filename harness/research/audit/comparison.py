@@ -1,6 +1,11 @@
-"""Trains a model with AdamW and shows its gradients to other optimizers."""
+"""Trains a model with AdamW, shows its gradients to other optimizers, and compares the updates.
+
+An update is what a step adds to a parameter, divided by minus the learning rate, without weight
+decay; for AdamW that is m-hat / (sqrt(v-hat) + eps). All sums are float64.
+"""
 
 import copy
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -13,10 +18,10 @@ from harness import data, models, optimizers
 from harness.cells import identity
 from harness.config import OptimizerConfig, RunConfig
 from harness.errors import UserError
-from harness.research.audit.measures import as_matrix, compare, decile_ratios
 from harness.train.schedule import learning_rate_factor
 
 REFERENCE = "adamw"
+DECILES = 10
 STEPS = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
@@ -137,3 +142,53 @@ def training_gradients(
         yield step + 1, [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         optimizer.step()
         optimizer.zero_grad()
+
+
+def compare(update: Tensor, reference: Tensor) -> dict[str, float]:
+    """Cosine, ratio of norms, and the root mean squares of two updates of one shape.
+
+    `cosine` and `norm_ratio` are NaN where a norm that they divide by is zero.
+    """
+    a, b = update.double().flatten(), reference.double().flatten()
+    size, reference_size = float(a.norm()), float(b.norm())
+    root = math.sqrt(max(1, a.numel()))
+    return {
+        "cosine": _ratio(float(a @ b), size * reference_size),
+        "norm_ratio": _ratio(size, reference_size),
+        "update_rms": size / root,
+        "adamw_update_rms": reference_size / root,
+    }
+
+
+def as_matrix(tensor: Tensor) -> Tensor:
+    """A tensor of at least two dimensions as (rows, columns).
+
+    Columns are the last dimension, of a convolution all dimensions but the first.
+    """
+    return tensor.flatten(1) if tensor.ndim > 3 else tensor.flatten(0, -2)
+
+
+def decile_ratios(update: Tensor, reference: Tensor, scale: Tensor) -> list[float]:
+    """RMS of an update over that of the reference, by tenths of the columns in rising `scale`.
+
+    Args:
+        update: (rows, columns).
+        reference: (rows, columns).
+        scale: (columns,), by which the columns are ordered.
+
+    Returns:
+        Ten ratios, the smallest columns first, NaN where the reference does not move at all; an
+        empty list where there are fewer than ten columns.
+    """
+    if len(scale) < DECILES:
+        return []
+    order = scale.argsort(stable=True)
+    ratios = []
+    for members in order.tensor_split(DECILES):
+        size = float(update[:, members].double().norm())
+        ratios.append(_ratio(size, float(reference[:, members].double().norm())))
+    return ratios
+
+
+def _ratio(numerator: float, denominator: float) -> float:
+    return numerator / denominator if denominator > 0 else math.nan

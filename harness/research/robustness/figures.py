@@ -10,6 +10,9 @@ from gefen import Gefen, state_bytes
 from gefen.layout import shape_layout
 from gefen.shared_codebook import SharedCodebook
 from gefen.state import create_state
+from harness.config import ModelConfig
+from harness.config.groups import load_group
+from harness.models import untrained_model
 from harness.research.robustness.scenarios import (
     LR,
     Make,
@@ -18,7 +21,6 @@ from harness.research.robustness.scenarios import (
     second_moment_drift,
     update_rms,
 )
-from harness.research.robustness.shapes import MODELS, meta_parameters
 
 SECOND_MOMENTS = ("factored", "block", "paper", "peak")
 BITS = (8, 4, 32)
@@ -27,6 +29,14 @@ MODEL_OPTIONS = [(second, bits) for second in ("factored", "block") for bits in 
 _SECOND_MOMENT_NAMES = ("second_moment", "row_mean", "column_mean")
 
 Say = Callable[[str], None]
+# Configurations of published models (configs/model), by the name that the page shows.
+MODELS = {
+    "GPT-2 124M": "gpt2_124m",
+    "Llama-3 8B": "llama3_8b",
+    "Qwen3 0.6B": "qwen3_600m",
+    "Qwen3 8B": "qwen3_8b",
+    "Mixtral 8x7B": "mixtral_8x7b",  # experts stacked in 3-D tensors
+}
 
 
 class Movement(TypedDict):
@@ -131,6 +141,14 @@ def model_states(say: Say) -> list[ModelState]:
                 )
             )
     return figures
+
+
+def meta_parameters(name: str) -> list[nn.Parameter]:
+    """Every distinct parameter of a model of MODELS, bfloat16, on the meta device."""
+    config = ModelConfig(**load_group("model", MODELS[name]))
+    with torch.device("meta"):
+        model = untrained_model(config, config.vocab_size or 1, dtype=torch.bfloat16)
+    return list(model.parameters())
 
 
 def created_bytes(params: list[nn.Parameter], second_moment: str, bits: int) -> int:

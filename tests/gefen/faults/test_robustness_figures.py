@@ -33,7 +33,7 @@ def test_the_command_writes_figures_and_page(
     monkeypatch.setattr(figures, "SECOND_MOMENTS", ("factored",))
     monkeypatch.setattr(figures, "BITS", (8,))
     monkeypatch.setattr(figures, "BETAS", figures.BETAS[-1:])
-    monkeypatch.setattr(figures, "MODELS", ["Llama-3 8B"])
+    monkeypatch.setattr(figures, "MODELS", {"Llama-3 8B": "llama3_8b"})
     arguments = ["--output", str(tmp_path), "--movement-steps", "40", "--drift-steps", "10"]
     arguments += ["--parts", "movements", "drifts", "model_states"]
     main(arguments)

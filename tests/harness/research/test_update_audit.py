@@ -17,8 +17,7 @@ from harness.config import OptimizerConfig, RunConfig
 from harness.errors import UserError
 from harness.optimizers import build_optimizer
 from harness.research.audit import update_audit
-from harness.research.audit.comparison import audit
-from harness.research.audit.measures import as_matrix, compare, decile_ratios
+from harness.research.audit.comparison import as_matrix, audit, compare, decile_ratios
 from harness.research.audit.report import summarize
 from harness.study import planner
 from harness.train.schedule import learning_rate_factor
