@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.cells import provenance, store
+from harness.cells.arm import arm
 from harness.config import RunConfig, from_dict, to_dict
 from harness.errors import UserError
 
@@ -45,10 +46,12 @@ class Cell:
     """One planned run with everything that its identity rests on.
 
     `run` is the identity of what it computes: as `id`, but equal on other numbers of processes.
+    `arm` is what cells share that differ in seeds and folds alone (`harness.cells.arm`).
     """
 
     id: str
     run: str
+    arm: str
     label: str
     config: RunConfig
     origin: Origin
@@ -88,10 +91,16 @@ def identify(config: RunConfig, origin: Origin, reads: Collection[str]) -> Cell:
     values = to_dict(config)
     settings = _settings(values, reads)
     launch = computed(values["launch"])
-    name = _digest({**settings, **({"launch": launch} if launch else {})}, origin)
+    own = {**settings, **({"launch": launch} if launch else {})}
     together = config.micro_batch * config.launch.nproc
-    run = _digest({**settings, "micro_batch": together}, origin)
-    return Cell(name, run, label(config), config, origin)
+    return Cell(
+        id=_digest(own, origin),
+        run=_digest({**settings, "micro_batch": together}, origin),
+        arm=arm(own, [origin.data, origin.weights]),
+        label=label(config),
+        config=config,
+        origin=origin,
+    )
 
 
 def _settings(values: dict[str, Any], reads: Collection[str]) -> dict[str, Any]:
@@ -149,6 +158,7 @@ def planned(cell: Cell) -> dict[str, Any]:
     return {
         "id": cell.id,
         "run": cell.run,
+        "arm": cell.arm,
         "label": cell.label,
         "origin": asdict(cell.origin),
         "config": to_dict(cell.config),
@@ -158,7 +168,8 @@ def planned(cell: Cell) -> dict[str, Any]:
 def from_planned(values: dict[str, Any]) -> Cell:
     """The cell of `planned`, or of a job."""
     origin = Origin(**values["origin"])
-    return Cell(values["id"], values["run"], values["label"], job_config(values), origin)
+    names = {key: values[key] for key in ("id", "run", "arm", "label")}
+    return Cell(**names, config=job_config(values), origin=origin)
 
 
 def blank_record(job: dict[str, Any], device: str) -> store.Record:
@@ -177,7 +188,7 @@ def blank_record(job: dict[str, Any], device: str) -> store.Record:
         attempt=job["attempt"],
         error=None,
         config={**config, **({"launch": launch} if launch else {})},
-        provenance={**found, "code": parts, "libraries": origin.libraries},
+        provenance={**found, "code": parts, "libraries": origin.libraries, "arm": job["arm"]},
         metrics={},
     )
 

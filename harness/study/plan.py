@@ -1,14 +1,16 @@
 """All cells of one command: fixed lists at once, searches as far as their answers reach."""
 
 import re
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
 from harness.cells import store
+from harness.cells.arm import differences
 from harness.cells.identity import Cell
-from harness.config import RunConfig
+from harness.config import RunConfig, to_dict
 from harness.errors import UserError
 from harness.study.planner import Planner, Workers
 from harness.study.search import Point, Rates, Search
@@ -101,6 +103,7 @@ class Plan:
         count as not there. Raises UserError with one sentence.
         """
         self._results = Results(rerun)
+        self._labels: dict[str, str] = {}
         self._planner = Planner(progress, workers)
         self._answers: dict[str, store.Record] = {}
         self._entries = [_Entry(request, {}) for request in requests]
@@ -137,7 +140,10 @@ class Plan:
             is_open |= state.open
             at_most += entry.request.search.at_most() if state.open else len(state.points)
             notes += state.notes
-        return Known(list(cells.values()), is_open, at_most, notes, self._results)
+        if cells.keys() != self._labels.keys():
+            self._labels = labels(cells.values())
+        named = [replace(cell, label=self._labels[name]) for name, cell in cells.items()]
+        return Known(named, is_open, at_most, notes, self._results)
 
     def _look(self, entry: _Entry, point: Point) -> store.Record | None:
         cell = self._cell(entry, point)
@@ -153,6 +159,29 @@ class Plan:
         if text not in entry.cells:
             (entry.cells[text],) = self._planner.cells([entry.request.configure(point)])
         return entry.cells[text]
+
+
+def labels(cells: Iterable[Cell]) -> dict[str, str]:
+    """Labels by id; where unlike cells of a part would share one, with the settings that differ."""
+    alike: dict[tuple[str, ...], dict[str, Cell]] = defaultdict(dict)
+    found = {cell.id: cell for cell in cells}
+    for cell in found.values():
+        alike[_shown(cell)].setdefault(cell.arm, cell)
+    notes: dict[str, str] = {}
+    for arms in alike.values():
+        told = differences(to_dict(cell.config) for cell in arms.values())
+        notes |= dict(zip(arms, told, strict=True)) if len(arms) > 1 else {}
+    named = {}
+    for name, cell in found.items():
+        *start, rate, seed = cell.label.split("/")
+        note = notes.get(cell.arm)
+        named[name] = "/".join([*start, *([note] if note else []), rate, seed])
+    return named
+
+
+def _shown(cell: Cell) -> tuple[str, ...]:
+    """What tells of a cell in a sweep, but for its seed."""
+    return cell.config.study.name, cell.config.part, cell.label.rpartition("/")[0]
 
 
 def _unknown(point: Point) -> None:
