@@ -16,7 +16,7 @@ from harness.data.once import META
 from harness.data.sources import Source
 from harness.errors import UserError
 
-VERSION = "images 2"
+VERSION = "images 3"
 FILES: tuple[str, ...] = ()  # a prepared set cannot be given by path
 
 Division = dict[str, np.ndarray]  # split -> indices of its images, int64, rising
@@ -110,13 +110,23 @@ def check(config: DataConfig) -> None:
 
 
 def described(config: DataConfig) -> object:
-    """Nothing: a prepared set holds what its source gives."""
-    return None
+    """Whether copies of held-out images may have been found."""
+    return config.copies
 
 
 def write(folder: Path, config: DataConfig, source: Source, progress: bool) -> None:
-    """Read the source into arrays; UserError where it cannot be read."""
+    """Read the source into arrays.
+
+    Raises:
+        UserError: it cannot be read, or holds copies that `data.copies` refuses.
+    """
     pixels: Pixels = source.read(config)
+    copied = int(_copies(_digests(pixels.images), pixels.splits).sum())
+    if copied and config.copies == "refuse":
+        raise UserError(
+            f"data {config.name!r}: {copied} training images are held out too, pixel by pixel; "
+            "remove them, or set data.copies=drop, which leaves them out."
+        )
     arrays = {"images": pixels.images, "labels": pixels.labels, "splits": pixels.splits}
     digest = hashlib.sha256(json.dumps([pixels.classes, pixels.largest]).encode())
     for name, array in arrays.items():
@@ -128,6 +138,7 @@ def write(folder: Path, config: DataConfig, source: Source, progress: bool) -> N
         "hash": digest.hexdigest(),
         "classes": pixels.classes,
         "largest": pixels.largest,
+        "shared_with_held_out": copied,
         "images": {split: int((pixels.splits == code).sum()) for code, split in enumerate(SPLITS)},
     }
     (folder / META).write_text(json.dumps(meta, indent=1) + "\n")
@@ -178,14 +189,31 @@ def in_folds(labels: np.ndarray, pool: np.ndarray, folds: int, fold: int, seed: 
 def in_splits(images: np.ndarray, splits: np.ndarray) -> Division:
     """The source's own splits; a missing one is taken from train, 5 % by the pixels' hash.
 
-    Equal images have equal hashes and so stand together, whatever the order of the source.
+    Equal images have equal hashes and so stand together, whatever the order of the source. What is
+    held out is not trained on: training images that equal a held-out one are left out.
     """
+    digests = _digests(images)
     found = {split: np.flatnonzero(splits == code) for code, split in enumerate(SPLITS)}
     train = found["train"] if len(found["train"]) else np.arange(len(images))
-    digests = [hashlib.sha256(np.ascontiguousarray(images[i]).tobytes()).digest() for i in train]
-    order = train[sorted(range(len(train)), key=lambda at: digests[at])]
+    order = np.array(sorted(train, key=lambda index: digests[index]), dtype=np.int64)
     held_out = max(1, round(HELD_OUT_SHARE * len(train)))
     for split in ("validation", "test"):
         if not len(found[split]):
             found[split], order = np.sort(order[:held_out]), order[held_out:]
-    return {**found, "train": np.sort(order)}
+    divided = np.zeros(len(images), dtype=np.uint8)
+    for code, split in enumerate(SPLITS[1:], 1):
+        divided[found[split]] = code
+    kept = ~_copies(digests, divided)
+    return {**found, "train": np.sort(order[kept[order]])}
+
+
+def _digests(images: np.ndarray) -> list[bytes]:
+    """SHA-256 of the pixels of each image."""
+    return [hashlib.sha256(np.ascontiguousarray(image).tobytes()).digest() for image in images]
+
+
+def _copies(digests: list[bytes], splits: np.ndarray) -> np.ndarray:
+    """Which images are of split 0 (train) and equal one of another split: bool (n,)."""
+    held = {digest for digest, split in zip(digests, splits, strict=True) if split}
+    both = zip(digests, splits, strict=True)
+    return np.array([not split and digest in held for digest, split in both], dtype=bool)

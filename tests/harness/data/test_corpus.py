@@ -160,7 +160,7 @@ def test_a_cache_that_cannot_be_written_is_named_and_left_clean(
         (folder / "half.npy").write_bytes(b"x")
         raise OSError(number, os.strerror(number), str(folder / "train.npy"))
 
-    with pytest.raises(UserError, match="prepared data cannot be written to .*cache=") as told:
+    with pytest.raises(UserError, match=r"prepared data cannot be written to .*cache=") as told:
         build_once(tmp_path / "cache/one", write)
     assert str(tmp_path / "cache") in str(told.value)
     assert not list((tmp_path / "cache").glob("*/"))

@@ -77,6 +77,30 @@ def test_missing_splits_come_from_training_and_equal_images_stay_together() -> N
     assert [len(part) for part in in_splits(pixels, own).values()] == [60, 10, 10]
 
 
+@pytest.mark.parametrize("mode", ["drop", "refuse"])
+def test_training_images_that_are_held_out_too_are_left_out_or_refused(
+    folder: Path, tmp_path: Path, mode: str
+) -> None:
+    pixels = np.array([1, 2, 3, 3, 4, 2, 5, 5, 4], dtype=np.uint8).reshape(9, 1, 1, 1)
+    splits = np.array([0, 0, 0, 0, 0, 1, 1, 2, 2], dtype=np.uint8)
+    parts = in_splits(pixels, splits)
+    assert {name: part.tolist() for name, part in parts.items()} == {
+        "train": [0, 2, 3], "validation": [5, 6], "test": [7, 8],
+    }  # fmt: skip
+    for split, count in (("train", 20), ("test", 5)):  # the same files in both
+        for name in GREYS:
+            (tmp_path / "set" / split / name).mkdir(parents=True)
+            for file in sorted((folder / name).iterdir())[:count]:
+                (tmp_path / "set" / split / name / file.name).write_bytes(file.read_bytes())
+    config = image_data("image_folder", tmp_path / "set", copies=mode)
+    if mode == "refuse":
+        with pytest.raises(UserError, match=r"20 training images are held out too, .*copies=drop"):
+            data.load(config, tmp_path / "cache")
+        return
+    found = data.load(config, tmp_path / "cache")
+    assert found.meta["shared_with_held_out"] == 20  # shades repeat every ten files
+
+
 def small_set(count: int = 30) -> ImageSet:
     """Images whose only pixel is their number."""
     pixels = np.arange(count, dtype=np.uint8).reshape(count, 1, 1, 1)
