@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from harness.cells import provenance, store
 from harness.cells.arm import arm
 from harness.config import RunConfig, from_dict, to_dict
+from harness.config.groups import cache_folder
 from harness.errors import UserError
 
 COMPUTED = ("nproc", "strategy", "resume_from")  # what of `launch` changes a result
@@ -138,9 +138,8 @@ def label(config: RunConfig) -> str:
 
 
 def cache_dir(config: RunConfig) -> Path:
-    """Folder of prepared data: `cache`, else GEFEN_BENCH_CACHE, else ~/.cache/gefen-bench."""
-    named = config.cache or os.environ.get("GEFEN_BENCH_CACHE")
-    return Path(named) if named else Path.home() / ".cache" / "gefen-bench"
+    """Folder of prepared data; `cache` names another. UserError where there is none."""
+    return cache_folder(config.cache)
 
 
 def job(cell: Cell, attempt: int, command: str) -> dict[str, Any]:

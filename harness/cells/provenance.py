@@ -146,6 +146,12 @@ def device_name(device: str) -> str:
     return cpu_model()
 
 
+def devices_named() -> str:
+    """' (CUDA_VISIBLE_DEVICES=...)' where that decides which devices are seen, for a sentence."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return "" if named is None else f" (CUDA_VISIBLE_DEVICES={named!r} is set)"
+
+
 def _threads() -> int:
     torch = sys.modules.get("torch")
     if torch is not None:

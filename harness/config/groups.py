@@ -1,5 +1,6 @@
 """Configuration groups read with PyYAML alone, for machines without Hydra."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,21 @@ from harness.errors import UserError
 def configs_dir() -> Path:
     """The folder `configs/` beside the package `harness`."""
     return Path(__file__).resolve().parents[2] / "configs"
+
+
+def cache_folder(named: str | None = None) -> Path:
+    """What is kept between runs: `named`, else GEFEN_BENCH_CACHE, else ~/.cache/gefen-bench.
+
+    Raises UserError where there is no home: HOME is not set, and the system knows no such user.
+    """
+    named = named or os.environ.get("GEFEN_BENCH_CACHE")
+    try:
+        return Path(named) if named else Path.home() / ".cache" / "gefen-bench"
+    except RuntimeError:
+        raise UserError(
+            "There is no home folder to keep prepared data in (HOME is not set, and the system "
+            "does not know this user); set GEFEN_BENCH_CACHE, or give cache=FOLDER."
+        ) from None
 
 
 def names(group: str, pattern: str = "*.yaml") -> list[str]:

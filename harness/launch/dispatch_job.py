@@ -7,6 +7,7 @@ is the cell's record, as ever.
 """
 
 import contextlib
+import itertools
 import os
 import tempfile
 import time
@@ -182,11 +183,13 @@ def _free(devices: list[str], given_up: Callable[[], bool]) -> Iterator[str | No
 def visible_devices() -> list[str]:
     """The CUDA devices of this machine that this process may use, as CUDA_VISIBLE_DEVICES names.
 
-    Read from the environment, else from the driver, without loading torch.
+    Read from the environment, where CUDA stops at the first that is empty or -1, else from the
+    driver; without loading torch.
     """
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
-        return [device for device in named.split(",") if device]
+        devices = map(str.strip, named.split(","))
+        return list(itertools.takewhile(lambda device: device not in ("", "-1"), devices))
     import pynvml
 
     try:

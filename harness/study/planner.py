@@ -8,6 +8,7 @@ from harness import data, models, optimizers
 from harness.cells import store
 from harness.cells.identity import Cell, cache_dir
 from harness.cells.lock import is_locked
+from harness.cells.provenance import devices_named
 from harness.cells.store import CHECKPOINT_FILE
 from harness.config import DataConfig, LaunchConfig, RunConfig, validate
 from harness.errors import UserError
@@ -169,7 +170,10 @@ def resolved_device(name: str, here: bool = True) -> str:
     if torch.cuda.is_available():
         return "cuda"
     if name == "cuda":
-        raise UserError("device=cuda was asked for, but torch sees no CUDA device; use device=cpu.")
+        raise UserError(
+            "device=cuda was asked for, but torch sees no CUDA device"
+            f"{devices_named()}; use device=cpu."
+        )
     return "cpu"
 
 

@@ -1,8 +1,9 @@
 """Which published packages there are, and where they are unpacked. Needs no torch."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
+
+from harness.config.groups import cache_folder
 
 # What they import beside torch and numpy; exact versions seen working with constraints.txt.
 LIBRARIES = ("numba==0.68.1", "llvmlite==0.50.0", "ninja==1.13.2")
@@ -24,8 +25,7 @@ PACKAGES = {
 
 def root() -> Path:
     """GEFEN_BENCH_CACHE, else ~/.cache/gefen-bench, and there `published`."""
-    named = os.environ.get("GEFEN_BENCH_CACHE")
-    return (Path(named) if named else Path.home() / ".cache" / "gefen-bench") / "published"
+    return cache_folder() / "published"
 
 
 def package_folder(package: Package, version: str) -> Path:

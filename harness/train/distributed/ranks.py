@@ -1,7 +1,7 @@
 """The ranks of one cell: who reads which examples, and what they tell each other.
 
 `launch.nproc` processes run one cell, started by torch's elastic agent (`harness.
-distributed_agent`); accelerate opens the process group (NCCL on GPUs, gloo on CPUs). The global
+worker.agent`); accelerate opens the process group (NCCL on GPUs, gloo on CPUs). The global
 batch is nproc x micro_batch x grad_accumulation: forward pass i of a step draws nproc x micro_batch
 examples, as one process with that micro-batch does, and rank r takes the r-th part of them.
 
@@ -20,6 +20,7 @@ import accelerate
 import torch
 from accelerate.utils import InitProcessGroupKwargs
 
+from harness.cells.provenance import devices_named
 from harness.config import RunConfig
 from harness.data import Batch
 from harness.errors import UserError
@@ -132,12 +133,13 @@ def check_devices(count: int) -> None:
     devices = torch.cuda.device_count()
     if not devices:
         raise UserError(
-            f"device=cuda was asked for, but torch sees no CUDA device on {platform.node()}; give "
-            "the job one, or use device=cpu."
+            f"device=cuda was asked for, but torch sees no CUDA device on {platform.node()}"
+            f"{devices_named()}; give the job one, or use device=cpu."
         )
     if count > devices:
         raise UserError(
-            f"launch.nproc={count} needs as many CUDA devices, but this process sees {devices}; "
+            f"launch.nproc={count} needs as many CUDA devices, but this process sees {devices}"
+            f"{devices_named()}; "
             f"choose launch.nproc <= {devices}, or device=cpu."
         )
 
