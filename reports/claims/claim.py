@@ -4,7 +4,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from reports.data.load import TOKEN_LOSS, StudyData
+from reports.data.identity import TOKEN_LOSS
+from reports.data.load import StudyData
 
 VERDICTS = ("reproduced", "refuted", "inconclusive", "not tested")
 HYPOTHESES = ("not_worse", "better", "same")

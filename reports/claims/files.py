@@ -9,7 +9,8 @@ import yaml
 
 from reports.claims.claim import HYPOTHESES, ROLES, Claim
 from reports.claims.registry import all_estimators
-from reports.data.load import TOKEN_LOSS, ReportError, one_line
+from reports.data.identity import TOKEN_LOSS
+from reports.data.load import ReportError, one_line
 from reports.data.pairing import COMPARED
 from reports.data.text import listed
 

@@ -13,7 +13,8 @@ import pandas as pd
 from reports.claims.claim import ROLES, VERDICTS, Claim, Verdict, answer
 from reports.claims.files import NONE
 from reports.claims.registry import all_estimators
-from reports.data.load import TOKEN_LOSS, StudyData
+from reports.data.identity import TOKEN_LOSS
+from reports.data.load import StudyData
 from reports.data.pairing import short
 from reports.data.sources import Source
 from reports.data.text import listed, missing, plural

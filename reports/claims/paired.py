@@ -7,15 +7,11 @@ from dataclasses import dataclass, field, replace
 import pandas as pd
 
 from reports.claims.claim import Verdict
-from reports.data.load import differing
+from reports.data.identity import HARMLESS, differing
 from reports.data.pairing import Row
 from reports.data.text import listed
 
 SEEDS = ["model_seed", "data_seed"]
-HARMLESS = (
-    *("seed", "model_seed", "data_seed", "device", "part", "root", "cache"),
-    *("tracker", "study", "task.log_every_steps", "task.checkpoint_every_steps"),
-)
 # Keys of a configuration that a key of COMPARED stands for: allowing one allows the other.
 STANDS_FOR = {
     **{"data_hash": ("data",), "precision": ("precision",), "device": ("threads",)},

@@ -9,11 +9,9 @@ from typing import Any
 import pandas as pd
 
 from harness.cells import store
+from reports.data.identity import model_name, models, ranks_of, settings_of, variants
 
 BASELINE = "adamw"
-TOKEN_LOSS = ("pretrain", "finetune")  # tasks whose loss is in nats a token
-TRAINING = (*TOKEN_LOSS, "classify")
-CLIP_AND_NOISE = {"grad_clip": 1.0, "gradient_noise": 0.0}  # what a record without the key ran with
 CURVE_COLUMNS = ["id", "step", "tokens", "train_seconds", "key", "value"]
 METRICS_ALWAYS_PRESENT = (
     "parameters",
@@ -72,15 +70,26 @@ def load(folder: Path) -> StudyData:
         raise ReportError(f"{folder} cannot be read as a study: {one_line(error)}") from error
     if not stored:
         raise ReportError(f"{folder} holds no record yet; run its study first, then report on it.")
-    try:
-        rows = [row_of(item.record.to_dict()) for item in stored]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ReportError(f"{folder} has a record without an expected key: {error}.") from error
+    rows = [checked_row(item.record.to_dict(), f"{folder / item.place}") for item in stored]
     runs = plain_text(pd.DataFrame(rows))
+    runs["model"] = models(runs)
     runs["variant"] = variants(runs)
     places = {item.record.id: item.place for item in stored}
     pending = [cell for cell in study.get("cells", []) if cell["id"] not in places]
     return StudyData(folder, study, runs, curves_of(folder, places), pending, places)
+
+
+def checked_row(record: dict[str, Any], place: str) -> dict[str, Any]:
+    """`row_of` a record. Raises `ReportError` that names its file for one that is broken."""
+    try:
+        row = row_of(record)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        what = f"lacks the key {error}" if isinstance(error, KeyError) else f"is broken: {error}"
+        raise ReportError(f"The record in {place} {what}.") from error
+    for key in METRICS_ALWAYS_PRESENT:
+        if not isinstance(row[key], int | float) or isinstance(row[key], bool):
+            raise ReportError(f"The record in {place} has {key}={row[key]!r}; it must be a number.")
+    return row
 
 
 def plain_text(table: pd.DataFrame) -> pd.DataFrame:
@@ -98,15 +107,13 @@ def row_of(record: dict[str, Any]) -> dict[str, Any]:
     """One record as a flat row; metrics a cell has not reached become missing values."""
     config, provenance = record["config"], record["provenance"]
     optimizer, task = config["optimizer"], config.get("task", {})
-    settings = {key: value for key, value in optimizer.items() if key not in ("name", "variant")}
-    settings |= conditions_of(config, provenance)
     seed = config.get("seed", 0)
     row: dict[str, Any] = {key: record.get(key) for key in ("id", "part", "label", "status")}
     row |= {"error": record.get("error") or "", "attempt": record.get("attempt", 1)}
     row |= {
         "optimizer": optimizer.get("variant") or optimizer["name"],
         "lr": optimizer.get("lr"),
-        "settings": json.dumps(settings, sort_keys=True),
+        "settings": json.dumps(settings_of(config, provenance), sort_keys=True),
         "model": model_name(config["model"]),
         "seq_len": config.get("seq_len"),
         "precision": config.get("precision"),
@@ -129,92 +136,6 @@ def row_of(record: dict[str, Any]) -> dict[str, Any]:
     metrics = record.get("metrics") or {}
     row |= {key: float("nan") if value is None else value for key, value in metrics.items()}
     return row
-
-
-def model_name(model: dict[str, Any]) -> str:
-    """The model's name; with adapters or activations computed again it is another condition."""
-    adapters = f"+lora{model['lora_rank']}" if model.get("lora_rank") else ""
-    recompute = "+recompute" if model.get("activation_checkpointing") else ""
-    return f"{model['name']}{adapters}{recompute}"
-
-
-def ranks_of(config: dict[str, Any]) -> str:
-    """On how many processes a cell ran, as "2 x fsdp"; "1" for one, of which records say nothing.
-
-    What was continued from a cell on other processes is told apart.
-    """
-    launch = config.get("launch") or {}
-    count = launch.get("nproc", 1)
-    text = f"{count} x {launch.get('strategy')}" if count > 1 else "1"
-    resumed = launch.get("resume_from")
-    return text if resumed is None else f"{text} after {resumed}"
-
-
-def conditions_of(config: dict[str, Any], provenance: dict[str, Any]) -> dict[str, Any]:
-    """What must not be averaged over, besides what tables and panels are split by anyway."""
-    task = config.get("task", {})
-    training = {}
-    if task.get("kind") in TRAINING:
-        batch = config.get("micro_batch", 1) * config.get("grad_accumulation", 1)
-        batch *= (config.get("launch") or {}).get("nproc", 1)
-        final = task.get("final_eval_tokens") or task.get("eval_tokens")
-        training = {"steps": task.get("steps"), "split": task.get("eval_split"), "batch": batch}
-        training["evaluated"] = final
-        training |= {key: float(task.get(key, usual)) for key, usual in CLIP_AND_NOISE.items()}
-    hashes = {"code": provenance.get("code_hash"), "data": provenance.get("data_hash")}
-    short = {key: str(value)[:8] for key, value in hashes.items()}
-    several = {} if ranks_of(config) == "1" else {"ranks": ranks_of(config)}
-    return {**training, **several, **short, "device": provenance.get("device")}
-
-
-def variants(runs: pd.DataFrame) -> pd.Series:
-    """Optimizer name, with the settings or conditions that differ where it ran with several.
-
-    Only cells of one task, model, sequence length and precision count as "several", so a rate that
-    was tuned for each sequence length does not split an optimizer.
-    """
-    names = runs["optimizer"].astype(object).copy()
-    keys = ["optimizer", "task", "model", "seq_len", "precision"]
-    for _, group in runs.groupby(keys, dropna=False):
-        if group["settings"].nunique() < 2:
-            continue
-        settings = [json.loads(text) for text in group["settings"]]
-        changed = differing(settings)
-        for index, setting in zip(group.index, settings, strict=True):
-            flat = flatten(setting)
-            tail = ", ".join(f"{key.split('.')[-1]} {flat.get(key)}" for key in changed)
-            names[index] = f"{names[index]} ({tail})"
-    return names
-
-
-def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one with dotted keys; lists stay values."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def differing(configs: list[dict[str, Any]], ignore: tuple[str, ...] = ()) -> dict[str, list[Any]]:
-    """Dotted keys with more than one value over `configs`, and those values in order.
-
-    A key is ignored when it equals an entry of `ignore` or lies below one.
-    """
-    flats = [flatten(config) for config in configs]
-    found: dict[str, list[Any]] = {}
-    for key in sorted({key for flat in flats for key in flat}):
-        if any(key == name or key.startswith(f"{name}.") for name in ignore):
-            continue
-        values: list[Any] = []
-        for flat in flats:
-            if flat.get(key) not in values:
-                values.append(flat.get(key))
-        if len(values) > 1:
-            found[key] = values
-    return found
 
 
 def curves_of(folder: Path, cells: Iterable[str]) -> pd.DataFrame:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from reports.data.load import TOKEN_LOSS
+from reports.data.identity import TOKEN_LOSS
 from reports.data.values import capped, metric, sharded
 
 COMPARED = ("data_hash", "code_hash", "device", "precision", "ranks")

@@ -5,7 +5,8 @@ from typing import Any
 
 import pandas as pd
 
-from reports.data.load import BASELINE, TOKEN_LOSS, variants
+from reports.data.identity import TOKEN_LOSS, variants
+from reports.data.load import BASELINE
 from reports.data.values import PANEL, conditions, rates
 
 SPLIT = ["planned_steps", "eval_split"]

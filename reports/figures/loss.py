@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from reports.data.curves import Curves, trained
-from reports.data.load import BASELINE, TOKEN_LOSS, each
+from reports.data.identity import TOKEN_LOSS
+from reports.data.load import BASELINE, each
 from reports.data.report import Report
 from reports.data.text import TIMES, signed
 from reports.data.values import PANEL, condition, conditions, setting

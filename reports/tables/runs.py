@@ -2,8 +2,9 @@
 
 import pandas as pd
 
+from reports.data.identity import TOKEN_LOSS, TRAINING
 from reports.data.labels import labels
-from reports.data.load import BASELINE, TOKEN_LOSS, TRAINING, StudyData, each
+from reports.data.load import BASELINE, StudyData, each
 from reports.data.pairing import match_states
 from reports.data.report import Report
 from reports.data.text import GIB, TIMES, byte_text, count_text, missing, ms_text, number_text

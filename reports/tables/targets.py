@@ -8,8 +8,9 @@ import pandas as pd
 
 from harness.cells.crossing import first_crossing
 from reports.data.curves import Curves, trained
+from reports.data.identity import TOKEN_LOSS
 from reports.data.labels import labels
-from reports.data.load import BASELINE, TOKEN_LOSS
+from reports.data.load import BASELINE
 from reports.data.rates import SPLIT
 from reports.data.report import Report
 from reports.data.text import DASH, digits, number_text, plural

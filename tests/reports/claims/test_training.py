@@ -18,7 +18,8 @@ from reports.claims.claim import Verdict
 from reports.claims.files import claims_folder, read_claim
 from reports.claims.judge import judge_one
 from reports.claims.registry import all_estimators
-from reports.data.load import StudyData, row_of, variants
+from reports.data.identity import variants
+from reports.data.load import StudyData, row_of
 
 Maker = Callable[..., Record]
 Judge = Callable[..., Verdict]
