@@ -15,7 +15,7 @@ from harness.data.documents import SPLITS, Document
 from harness.data.overlap import Counts, copies, normalised, overlap
 from harness.data.packing import arrays, pack
 from harness.data.sources import Source
-from harness.data.texts import Corpus, check_splits, save_tokens, write_meta
+from harness.data.texts import Corpus, check_splits, save_tokens, tell, write_meta
 from harness.data.tokenizers import Encoder, make_encoder
 from harness.errors import UserError
 
@@ -166,6 +166,8 @@ def write(folder: Path, config: DataConfig, source: Source, progress: bool) -> N
             counts[split] |= overlap(own[split], own["train"])
     hashed = {split: [_marked(pair) for pair in splits[split]] for split in SPLITS}
     write_meta(folder, config, hashed, encoder, counts, source.packages(config))
+    if progress:
+        tell(config, counts)
 
 
 def _content_order(pairs: Sequence[Pair]) -> list[Pair]:

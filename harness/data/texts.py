@@ -5,6 +5,7 @@ A prepared corpus is one folder with meta.json, the tokenizer and the arrays.
 
 import dataclasses
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from harness.config import DataConfig
 from harness.data.batches import Batch, batch, evaluation_batches
 from harness.data.documents import SPLITS, Document, Splits, text_hash
 from harness.data.once import META
-from harness.data.overlap import Counts, overlap, remove_shared
+from harness.data.overlap import PASSAGE_WORDS, Counts, overlap, remove_shared
 from harness.data.sources import Source
 from harness.data.tokenizers import (
     Encoder,
@@ -31,6 +32,7 @@ from harness.errors import UserError
 VERSION = "texts 2"
 FILES: tuple[str, ...] = ("train.npy",)
 FORMAT = 1  # of meta.json
+TOLD_SHARE = 0.01  # of passages in common
 _DOCUMENTS_PER_CALL = 64
 
 check = check_tokenizer
@@ -146,6 +148,8 @@ def write(folder: Path, config: DataConfig, source: Source, progress: bool) -> N
             counts[split] |= overlap(splits[split], splits["train"])
         write_meta(folder, config, splits, encoder, counts, source.packages(config))
         bar.update()
+    if progress:
+        tell(config, counts)
 
 
 def check_splits(splits: dict[str, Any], config: DataConfig, what: str, removed: Counts) -> None:
@@ -163,6 +167,22 @@ def check_splits(splits: dict[str, Any], config: DataConfig, what: str, removed:
                 f"data {config.name!r} leaves no {what} for the {split} split once what stands in "
                 "several splits is removed; give more or more varied text."
             )
+
+
+def tell(config: DataConfig, counts: dict[str, Any]) -> None:
+    """Say on stderr what was taken out, what could not be checked, and what is still shared."""
+    removed = sum(counts[split].get("shared_with_held_out", 0) for split in SPLITS)
+    told = [f"{removed} that hold held-out text are cut or left out"] if removed else []
+    for split in SPLITS[1:]:
+        here, share = counts[split], counts[split]["passages_shared_with_train"]
+        short = here["documents_too_short_to_check"]
+        if short:
+            words = f"have fewer than {PASSAGE_WORDS} words: not checked but for whole copies"
+            told.append(f"{short:,} of {here['documents']:,} in {split} {words}")
+        if share >= TOLD_SHARE:
+            told.append(f"{share:.1%} of the passages of {split} stand in train too")
+    if told:
+        tqdm.write(f"data {config.name}: {'; '.join(told)}.", file=sys.stderr)
 
 
 def _write_split(

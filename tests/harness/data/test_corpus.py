@@ -258,6 +258,25 @@ def test_a_saved_tokenizer_folder_is_used(tmp_path: Path) -> None:
     assert corpus.decode([2, 3]) == "one two"
 
 
+def test_a_person_is_told_what_was_taken_out_and_what_was_not_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
+    rows = texts(20)
+    held = [*rows[:2], f"{rows[19]} {' '.join(f'v{i}' for i in range(60))}", "A few words."]
+    rows[19] += " " + " ".join(f"t{i}" for i in range(60))  # the smaller part is in common
+    for split, part in (("train", rows), ("validation", held), ("test", texts(23)[20:])):
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(json.dumps({"text": t}) for t in part))
+    config = DataConfig(name="rows", source="hub", path=str(tmp_path), tokenizer="bytes")
+    load(config, tmp_path / "cache", progress=True)
+    told = [line for line in capsys.readouterr().err.splitlines() if "data rows:" in line]
+    assert len(told) == 1
+    assert "2 that hold held-out text are cut or left out; 1 of 4 in validation have" in told[0]
+    assert "of the passages of validation stand in train too." in told[0]
+    load(config, tmp_path / "cache", progress=True)
+    assert "data rows:" not in capsys.readouterr().err  # once, when it is built
+
+
 @pytest.mark.parametrize("mode", ["drop", "refuse"])
 def test_copied_rows_of_a_data_sets_own_splits_are_dropped_or_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
