@@ -12,8 +12,6 @@ import torch
 
 from .results import CONFIGS, Results, assert_same
 
-pytestmark = pytest.mark.xdist_group("gefen_ranks")  # one worker runs the ranks
-
 
 @pytest.fixture(scope="module")
 def found(launched: Callable[[str], Results]) -> Results:

@@ -8,7 +8,6 @@ import torch
 from .results import Results
 
 LR = 1e-2
-pytestmark = pytest.mark.xdist_group("gefen_ranks")  # one worker runs the ranks
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ from torch.distributed.tensor import Replicate, Shard
 from .results import CONFIGS, Results, assert_same
 
 LR = 1e-2
-pytestmark = pytest.mark.xdist_group("gefen_ranks")  # one worker runs the ranks
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,6 @@ from gefen import sharding
 from .results import Results
 
 Join = Callable[[int, int], None]
-pytestmark = pytest.mark.xdist_group("gefen_ranks")  # one worker runs the ranks
 
 PLAIN_USE = """
 import sys, torch

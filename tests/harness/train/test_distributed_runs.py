@@ -40,7 +40,6 @@ Found = list[dict[Any, Any]]
 Weights = dict[str, torch.Tensor]
 TOLERANCE = 1e-5
 HERE = Path(__file__).parent
-of_ranks = pytest.mark.xdist_group("harness_ranks")  # one worker runs `distributed_ranks.py`
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +57,6 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
 
 
-@of_ranks
 @pytest.mark.parametrize("case", distributed_ranks.CASES, ids="-".join)
 def test_two_ranks_do_what_one_process_does(found: Found, case: tuple[str, str, str]) -> None:
     for rank in found:
@@ -77,7 +75,6 @@ def assert_close(found: Weights, expected: Weights, rate: float) -> None:
     assert far <= 1e-3 * total
 
 
-@of_ranks
 @pytest.mark.parametrize("case", distributed_ranks.CASES, ids="-".join)
 @pytest.mark.parametrize(("way", "source"), [("1 to 2", "one"), ("2 to 1", "two")])
 def test_a_checkpoint_continues_on_other_ranks(
@@ -94,7 +91,6 @@ def test_a_checkpoint_continues_on_other_ranks(
         assert_close(results[way]["weights"], results[source]["weights"], results["lr"])
 
 
-@of_ranks
 def test_fsdp_computes_in_bfloat16_what_autocast_does(found: Found) -> None:
     """To cast norms and the residual stream too changes the first loss by 1.5e-5 of it."""
     for rank in found:
@@ -105,7 +101,6 @@ def test_fsdp_computes_in_bfloat16_what_autocast_does(found: Found) -> None:
         assert len(set(two)) == 4
 
 
-@of_ranks
 def test_shards_of_the_state_add_up_to_one_state(found: Found) -> None:
     case = ("fsdp", "gpt2_tiny", "adamw")
     (one,), two = found[0][case]["one bytes"], found[0][case]["two bytes"]
@@ -117,7 +112,6 @@ def test_shards_of_the_state_add_up_to_one_state(found: Found) -> None:
     assert two == [one, one]
 
 
-@of_ranks
 def test_ranks_add_gather_and_notice_other_weights(found: Found) -> None:
     for rank in found:
         small = rank["small"]

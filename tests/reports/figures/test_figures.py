@@ -20,7 +20,6 @@ from reports.tables.layout import aligned, compact
 from reports.tables.runs import runs_table, summary_table, summary_view
 
 Maker = Callable[..., Record]
-pytestmark = pytest.mark.xdist_group("figures")  # one worker draws the figures
 
 
 def test_ratio_and_saving_come_from_counts(

@@ -22,7 +22,6 @@ from reports.page.claims_app import claims_main
 
 ROOT = Path(__file__).resolve().parents[3]
 Maker = Callable[..., Record]
-pytestmark = pytest.mark.xdist_group("claims_page")  # one worker judges the results
 Cell = dict[str, Any]
 
 

@@ -17,7 +17,6 @@ from reports.page.report import report_main
 
 ROOT = Path(__file__).resolve().parents[3]
 Maker = Callable[..., Record]
-pytestmark = pytest.mark.xdist_group("report")  # one worker makes the report
 
 
 class Page(HTMLParser):
