@@ -4,13 +4,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from harness import data, models, optimizers
+from harness import data, models, optimizers, tasks
 from harness.cells import store
 from harness.cells.identity import Cell, cache_dir
 from harness.cells.lock import is_locked
 from harness.cells.provenance import devices_named
 from harness.cells.store import CHECKPOINT_FILE
 from harness.config import DataConfig, LaunchConfig, RunConfig, validate
+from harness.data import Examples
 from harness.errors import UserError
 from harness.models import inputs
 from harness.models.files import check_length
@@ -43,7 +44,7 @@ class Planner:
     ) -> None:
         self.progress, self._workers = progress, workers
         self._origins = Origins(root)
-        self._data_hashes: dict[str, str] = {}
+        self._data: dict[str, Examples] = {}
         self._checked: set[str] = set()
 
     def cells(self, configs: list[RunConfig]) -> list[Cell]:
@@ -76,14 +77,36 @@ class Planner:
         self._checked.add(key)
 
     def _cell(self, config: RunConfig) -> Cell:
-        return self._origins.cell(config, self._data_hash(config.data, cache_dir(config)))
+        examples = self._examples(config.data, cache_dir(config))
+        self._check_amount(config, examples)
+        return self._origins.cell(config, examples.hash)
 
-    def _data_hash(self, config: DataConfig, cache: Path) -> str:
+    def _examples(self, config: DataConfig, cache: Path) -> Examples:
         key = repr(config)
-        if key not in self._data_hashes:
-            prepared = data.load(config, cache / "data", progress=self.progress)
-            self._data_hashes[key] = prepared.hash
-        return self._data_hashes[key]
+        if key not in self._data:
+            self._data[key] = data.load(config, cache / "data", progress=self.progress)
+        return self._data[key]
+
+    def _check_amount(self, config: RunConfig, examples: Examples) -> None:
+        """UserError where a split that the cell reads is shorter than one sequence, or the model's
+        vocabulary smaller than the data's."""
+        model, wanted = config.model, examples.vocab_size
+        if model.path is None and model.vocab_size is not None and model.vocab_size < wanted:
+            raise UserError(
+                f"model.vocab_size={model.vocab_size} is below the {wanted} token ids of the data; "
+                "set it to null to take the data's."
+            )
+        held_out = "eval_split" in tasks.reads(config.task.kind)
+        for split in ("train", *([config.task.eval_split] if held_out else [])):
+            key = repr([examples.hash, config.data, split, config.seq_len])
+            if key in self._checked:
+                continue
+            if not examples.divided(config.data_seed or 0).examples(split, config.seq_len):
+                raise UserError(
+                    f"seq_len={config.seq_len} is longer than the {split} split of data "
+                    f"{config.data.name}; choose a smaller one, or more data."
+                )
+            self._checked.add(key)
 
 
 def plan(configs: list[RunConfig], progress: bool = True) -> list[Cell]:
