@@ -1,4 +1,4 @@
-"""Models to train: decoders and image classifiers from scratch, by shape, or pretrained by path.
+"""Models to train: decoders and image classifiers, randomly initialised or pretrained.
 
 Importing this package needs no torch; building a model does.
 """

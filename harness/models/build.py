@@ -1,4 +1,4 @@
-"""Decoders and a classifier of images from scratch, by shape, or a pretrained decoder by path.
+"""Build a model: from a shape with random weights, or a pretrained decoder from `model.path`.
 
 Importing this module needs neither torch nor transformers; building a model does.
 """

@@ -1,4 +1,4 @@
-"""What the families of decoders share in their configurations of transformers."""
+"""Settings of transformers that several decoder families share."""
 
 from typing import Any
 

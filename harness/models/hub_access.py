@@ -1,4 +1,4 @@
-"""Can a Hugging Face repository be used? Asked before anything heavy is imported or started."""
+"""Check that a Hugging Face repository can be used, before anything heavy is imported."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""What a model reads: texts of a length, or images; importing this needs no torch."""
+"""Input kind and sequence length of a model, and dummy batches; importing this needs no torch."""
 
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""The optimizers that can be measured: one file and one configuration for each family.
+"""The optimizers that can be measured: one file and one configuration each (see README.md).
 
 Importing this package needs no torch and no optimizer library; building an optimizer does.
 """

@@ -1,4 +1,4 @@
-"""Parameter groups and constructors that several optimizers share."""
+"""Parameter groups (weight decay, hidden matrices) and the construction from a configuration."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any

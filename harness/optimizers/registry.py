@@ -1,4 +1,4 @@
-"""Find, check, build and size an optimizer by its name."""
+"""The registry of optimizers: find one by name, check its settings, build it, size its state."""
 
 import functools
 import importlib

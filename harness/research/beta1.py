@@ -1,4 +1,4 @@
-"""How far the momentum of STAM and STAMLite adapts, against the size of the gradients.
+"""Measure the adaptive beta1 of STAM and STAMLite against the RMS of the gradients.
 
 Two series: Gaussian gradients of known root mean square (RMS), and the clipped gradients of a
 model that torch's AdamW trains, shown to both optimizers at their authors' settings. The question

@@ -1,4 +1,4 @@
-"""The families of models: one file each, found by `model.family` (see harness/models/README.md).
+"""Model families (architectures): one file each, found by `model.family` (see ../README.md).
 
 Importing this needs no transformers. A family's literals are read from the text of its file.
 """

@@ -1,4 +1,4 @@
-"""The published packages that import as `gefen`, as this project's own library does.
+"""The published `gefen` wheels, kept apart from this project's own library of that name.
 
 They are unpacked into a private folder (`python -m harness.optimizers.wheels`), never installed,
 and loaded beside ours: see `loading`.

@@ -1,1 +1,1 @@
-"""Updates of one optimizer beside those of another, on the same gradients."""
+"""Compare the updates of two optimizers on the same gradients."""

@@ -1,4 +1,4 @@
-"""What commands that train a small model in their own process share."""
+"""Command line shared by the audits that train a small model in their own process."""
 
 import argparse
 import shlex

@@ -1,4 +1,4 @@
-"""Summary, page and figure of an audit's tables."""
+"""Summary table, Markdown page and figure of an update audit."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""Optimizers that break a promise on purpose: instruments that test this harness, not optimizers.
+"""Instruments that test this harness: AdamW with a planted fault, so that claims must fail.
 
 Each is AdamW with one planted fault, so that a claim about it is known to be false and the whole
 pipeline, from the worker to the verdict, must refute it. `entries()` does not list them, and their

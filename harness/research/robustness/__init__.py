@@ -1,1 +1,1 @@
-"""Figures on how Gefen's update and state behave where quantised optimizers are known to fail."""
+"""Stress tests of Gefen's update and state where quantised optimizers are known to fail."""

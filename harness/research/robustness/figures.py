@@ -1,4 +1,4 @@
-"""The figures for every option of Gefen: small experiments, and state of real models."""
+"""Stress-test results for every option of Gefen, and state bytes of published model shapes."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, TypedDict

@@ -1,4 +1,4 @@
-"""The figures as a page of Markdown tables."""
+"""The results as a page of Markdown tables."""
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence

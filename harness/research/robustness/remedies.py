@@ -1,4 +1,4 @@
-"""What parts of Gefen's update rule prevent: the factored form with each of them switched off.
+"""Ablations: factored Gefen with parts of its update rule switched off, on the stress tests.
 
 The switches are those of `harness.research.optimizers.gefen_ablation`: stochastic rounding, a
 first moment divided by its column factor, and the bound of an element's step in units of the

@@ -1,4 +1,4 @@
-"""Small experiments on one parameter, each giving a figure that does not depend on a machine.
+"""Stress tests on one parameter; their results do not depend on the machine.
 
 They take `make`, which builds an optimizer of learning rate LR and no weight decay for a
 parameter. The parameter is set to zero before every step, so that after it it holds the update
