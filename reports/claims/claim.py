@@ -1,4 +1,4 @@
-"""What a claim is, and what an answer to it is."""
+"""The types of a claim and of a verdict, and how a verdict is made."""
 
 import re
 from dataclasses import dataclass, field

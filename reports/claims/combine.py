@@ -1,4 +1,4 @@
-"""Several conditions (a model, a sequence length) as one verdict that holds them."""
+"""One verdict over several conditions (models, sequence lengths): reproduced only if all are."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace

@@ -26,7 +26,6 @@ ASPECTS = (
     ("precision", "{}"),
     ("device", "{}"),
 )
-Key = tuple[str, str]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""How optimizers and their variants are called on pages and in figures."""
+"""Display names of optimizers and their variants, on pages and in figures."""
 
 from functools import cache
 from importlib import resources

@@ -1,4 +1,4 @@
-"""Learning rates of a sweep: which arms were trained at several, and where each is best."""
+"""Where each optimizer is best in a sweep over learning rates, and which were swept at all."""
 
 import json
 from typing import Any

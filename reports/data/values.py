@@ -1,4 +1,4 @@
-"""Columns that a record may lack: metrics that came later, and settings of a cell."""
+"""Reads what a record may lack: metrics that came later, settings; groups cells by condition."""
 
 import math
 from typing import Any

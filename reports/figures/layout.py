@@ -1,4 +1,4 @@
-"""Figures one column wide: 3.4 inches with text of 8 points, so that half a page holds one.
+"""Figure layout: one column, 3.4 inches wide with text of 8 points, so that half a page holds one.
 
 Positions are computed in inches; no layout engine runs, which is most of a report's build time.
 """

@@ -7,13 +7,11 @@ step_bench.csv (raw units) and step_bench.md beside the file.
 import argparse
 import io
 import sys
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -27,6 +25,7 @@ from reports.figures.style import (
     drawing,
     heading,
     looks_by_name,
+    looks_table,
     shared_legend,
     tidied,
 )
@@ -39,7 +38,7 @@ WIDTH = 8.6  # inches, of one panel
 def roofline(table: pd.DataFrame) -> Figure:
     """Time of a step beside the time of its bytes at copy bandwidth, a panel a condition."""
     groups = [group for _, group in table.groupby(KEYS, sort=False)]
-    looks = looks_of(table)
+    looks = looks_by_name(looks_table(), set(table["optimizer"]))
     with drawing():
         figure, axes = grid(groups)
         for axis, group in zip(axes, groups, strict=True):
@@ -59,12 +58,6 @@ def grid(groups: list[pd.DataFrame]) -> tuple[Figure, list[Axes]]:
     for spare in axes[len(groups) :]:
         spare.remove()
     return figure, tidied(axes[: len(groups)])
-
-
-def looks_of(table: pd.DataFrame) -> dict[str, dict[str, str]]:
-    """Colour and marker by optimizer."""
-    text = resources.files("reports.figures").joinpath("styles.yaml").read_text(encoding="utf-8")
-    return looks_by_name(yaml.safe_load(text), set(table["optimizer"]))
 
 
 def panel(axis: Axes, group: pd.DataFrame, looks: dict[str, dict[str, str]]) -> None:
