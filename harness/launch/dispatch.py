@@ -115,6 +115,8 @@ class Dispatcher:
                             yield ended
                 finally:
                     clean = turn.stop(self._keep_running)
+                if turn.changed is not None:  # those that ran already have ended as they should
+                    raise turn.changed
                 for cell in turn.skipped:
                     del left[cell.id]
                 yield from self._lost(turn, left, command, report)
@@ -144,6 +146,7 @@ class _Round:
         self.folder, self.cells = folder, cells
         self.ended: set[str] = set()
         self.skipped: list[Cell] = []
+        self.changed: CodeChanged | None = None
         self._error: BaseException | str | None = None
         self._told: dict[str, str] = {}
         self._thread = threading.Thread(target=lambda: None)
@@ -198,7 +201,7 @@ class _Round:
                 elif values.get("skipped"):
                     self.skipped.append(cell)
                 elif values.get("changed"):
-                    raise CodeChanged(values["error"])
+                    self.changed = CodeChanged(values["error"])
                 else:
                     self._error = str(values["error"])
             elif progress.exists():

@@ -15,6 +15,7 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from harness.cells import store
+from harness.cells.code import CodeChanged
 from harness.cells.identity import Cell
 from harness.cells.lock import locked
 from harness.cli import bench
@@ -218,6 +219,24 @@ def test_a_job_leaves_a_cell_that_another_command_runs_for_later(
         ended = Dispatcher(engine).run(planned, "c", None, lambda c, v: None, wait=False)
         assert [found.cell.id for found in ended] == [planned[1].id]
     assert [e.record.status for e in run_all(Dispatcher(engine), planned)] == ["done"] * 2
+
+
+def test_changed_code_stops_the_sweep_once_and_running_cells_end(
+    cells: Callable[[int], list[Cell]],
+) -> None:
+    planned, engine = cells(4), Threads()
+    usual = engine.work
+
+    def work(cell: Cell, *rest: Any) -> store.Record:
+        if cell.id in (planned[0].id, planned[1].id):
+            raise CodeChanged("gefen/a.py changed")
+        return usual(cell, *rest)
+
+    engine.work = work  # type: ignore[method-assign]
+    with pytest.raises(CodeChanged, match=r"^gefen/a\.py changed$"):
+        run_all(Dispatcher(engine), planned)
+    assert len(engine.rounds) == 1
+    assert [store.has_record(cell.directory) for cell in planned] == [False, False, True, True]
 
 
 def test_after_the_deadline_no_cell_starts(cells: Callable[[int], list[Cell]]) -> None:
