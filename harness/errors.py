@@ -34,7 +34,8 @@ def exit_code(program: str, action: Callable[[], int], stopped: str | None = Non
         sys.stderr.close()
         return 0
     except UserError as error:
-        print(f"{program}: {error}", file=sys.stderr)
+        sentence = " ".join(str(error).splitlines())  # of what was typed, there may be several
+        print(f"{program}: {sentence}", file=sys.stderr)
     except OSError as error:
         print(f"{program}: {told(error)}", file=sys.stderr)
     return MISTAKE

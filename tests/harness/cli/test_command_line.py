@@ -10,6 +10,7 @@ import hydra
 import pytest
 import yaml
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -184,6 +185,7 @@ def test_plain_text_without_brackets_and_quotes_needs_none(text: str) -> None:
         (["model.vocab_size=100", "data.tokenizer=bytes"], "model.vocab_size=100 is too small for"),
         (["data.path=/tmp/\udcff"], "data.path='/tmp/"),
         (["cache=/proc/nothing"], "/proc/nothing"),
+        (["study.title={two\nlines"], "study.title={two lines cannot be read"),
         (["hydra/launcher=joblib", "hydra.launcher.n_jobs=x"], "hydra.launcher.n_jobs=x must be"),
         ([f"micro_batch={2**63}"], "micro_batch=9223372036854775808 is too large"),
         (["launch.timeout_seconds=1e300"], "launch.timeout_seconds=1e+300 is too large"),
@@ -211,6 +213,25 @@ def test_a_mistake_is_one_sentence_of_ours(
     assert sentence in err
     assert err.strip().count("\n") == 0, err
     assert not root.exists()
+
+
+WORDS = st.one_of(
+    st.text(max_size=12),
+    st.from_regex(r"[+~]{0,2}[a-z]{1,6}([./@][a-z_]{0,6}){0,2}=[^\x00]{0,10}", fullmatch=True),
+    st.text("ab=,.:/~+-'\"\\\\(){}[]$ 01", max_size=14).map("study.title={}".format),
+    st.sampled_from(["-m", "--limit", "--cfg", "job", "--", "-", "--info", "--rerun", "-h", "oom"]),
+)
+
+
+@given(st.lists(WORDS, max_size=5))
+@settings(max_examples=150, deadline=None)
+def test_any_line_is_read_or_refused(arguments: list[str]) -> None:
+    try:
+        line = read(arguments)
+    except UserError:
+        return
+    if not line.printing:  # Hydra reads every word that was let through
+        OverridesParser.create().parse_overrides([*line.words, *line.launcher])
 
 
 def test_a_sweep_is_the_product_in_the_order_of_its_words() -> None:
