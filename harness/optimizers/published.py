@@ -25,7 +25,7 @@ _FLAGS = (
 )
 _OPTIONS: dict[str, dict[str, Option]] = {
     "gefen_upstream": {},
-    "gefen_x": {**dict.fromkeys(_FLAGS, flag()), "codebook_refresh_every": integer(0, null=True)},
+    "gefen_x": {**dict.fromkeys(_FLAGS, flag()), "codebook_refresh_every": integer(0)},
 }
 
 
