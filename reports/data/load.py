@@ -64,8 +64,10 @@ def load(folder: Path) -> StudyData:
     if not folder.is_dir():
         raise ReportError(f"{folder} is not a folder; give one that holds study.json and records.")
     try:
-        study = store.read_study(folder)
+        study = checked_study(store.read_study(folder), folder / store.STUDY_FILE)
         stored = store.read_records(folder, [cell["id"] for cell in study.get("cells", [])])
+    except ReportError:
+        raise
     except Exception as error:  # any reader failure is the user's one sentence, named by the store
         raise ReportError(f"{folder} cannot be read as a study: {one_line(error)}") from error
     if not stored:
@@ -77,6 +79,18 @@ def load(folder: Path) -> StudyData:
     places = {item.record.id: item.place for item in stored}
     pending = [cell for cell in study.get("cells", []) if cell["id"] not in places]
     return StudyData(folder, study, runs, curves_of(folder, places), pending, places)
+
+
+def checked_study(study: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The study. Raises `ReportError` that names its file where cells or claims are no lists."""
+    cells, claims = study.get("cells", []), study.get("claims", [])
+    if not isinstance(cells, list) or not all(
+        isinstance(cell, dict) and isinstance(cell.get("id"), str) for cell in cells
+    ):
+        raise ReportError(f"{path} has a broken key cells; it must list mappings with an id.")
+    if not isinstance(claims, list) or not all(isinstance(claim, str) for claim in claims):
+        raise ReportError(f"{path} has claims={claims!r}; it must be a list of names.")
+    return study
 
 
 def checked_row(record: dict[str, Any], place: str) -> dict[str, Any]:

@@ -145,6 +145,24 @@ def test_the_terminal_shows_two_widths_as_two_rows(
 
 
 @pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"cells": [{"label": 3}]}, "broken key cells"),
+        ({"cells": {"a": "b"}}, "broken key cells"),
+        ({"claims": 5}, "claims=5"),
+        ({"claims": "state_8x"}, "claims='state_8x'"),
+    ],
+)
+def test_a_broken_study_file_is_one_sentence_with_its_file(
+    tmp_path: Path, write_study: Writer, loss_cell: Maker, given: dict[str, Any], said: str
+) -> None:
+    study = write_study(tmp_path / "s", [loss_cell("adamw", 0, 3.0)], **given)
+    with pytest.raises(ReportError, match=r"study\.json") as found:
+        load(study)
+    assert said in str(found.value)
+
+
+@pytest.mark.parametrize(
     ("change", "said"),
     [
         (lambda r: r.config.pop("model"), "lacks the key 'model'"),
