@@ -1,9 +1,9 @@
 """The ranks of one cell: who reads which examples, and what they tell each other.
 
-`launch.nproc` processes run one cell, started by torch's elastic agent
-(`harness.worker.agent`); accelerate opens the process group (NCCL on GPUs, gloo on CPUs). The global
-batch is nproc x micro_batch x grad_accumulation: forward pass i of a step draws nproc x micro_batch
-examples, as one process with that micro-batch does, and rank r takes the r-th part of them.
+`launch.nproc` processes run one cell, started by torch's elastic agent (harness.worker.agent);
+accelerate opens the process group (NCCL on GPUs, gloo on CPUs). The global batch is nproc x
+micro_batch x grad_accumulation: forward pass i of a step draws nproc x micro_batch examples, as one
+process with that micro-batch does, and rank r takes the r-th part of them.
 
 One process is the case of one rank, in which nothing here communicates.
 """
