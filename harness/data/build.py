@@ -9,7 +9,7 @@ from harness.config import DataConfig
 from harness.data import images, pairs, sources, texts
 from harness.data.batches import Examples
 from harness.data.once import META, build_once
-from harness.data.sources import Source
+from harness.data.source import Source
 from harness.errors import UserError
 
 

@@ -13,7 +13,7 @@ from harness.config import DataConfig
 from harness.data.batches import Batch, random_order
 from harness.data.documents import HELD_OUT_SHARE, SPLITS
 from harness.data.once import META
-from harness.data.sources import Source
+from harness.data.source import Source
 from harness.errors import UserError
 
 VERSION = "images 3"

@@ -14,7 +14,7 @@ from harness.data.batches import Batch, random_order
 from harness.data.documents import SPLITS, Document
 from harness.data.overlap import Counts, copies, normalised, overlap
 from harness.data.packing import arrays, pack
-from harness.data.sources import Source
+from harness.data.source import Source
 from harness.data.texts import Corpus, check_splits, save_tokens, tell, write_meta
 from harness.data.tokenizers import Encoder, make_encoder
 from harness.errors import UserError

@@ -19,7 +19,7 @@ from harness.data.batches import Batch, batch, evaluation_batches
 from harness.data.documents import SPLITS, Document, Splits, text_hash
 from harness.data.once import META
 from harness.data.overlap import PASSAGE_WORDS, Counts, overlap, remove_shared
-from harness.data.sources import Source
+from harness.data.source import Source
 from harness.data.tokenizers import (
     Encoder,
     check_tokenizer,
