@@ -47,7 +47,10 @@ def transcription(model: nn.Module) -> GefenPaper:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_each_step_is_that_of_the_wheel(dtype: torch.dtype) -> None:
-    """30 steps from equal weights and states; in bf16 a code at a tie may differ by one."""
+    """30 steps from equal weights and states; a code at a tie may differ by one.
+
+    In float32 a kernel's last bits decide few ties: 1 of 152,580 without vectors, none in AVX2.
+    """
     try:
         package = load("gefen_upstream", "1.2.3")
     except UserError as error:
@@ -86,12 +89,12 @@ def test_each_step_is_that_of_the_wheel(dtype: torch.dtype) -> None:
             scale = expected["m_magnitude"]
             torch.testing.assert_close(found["scale"], scale, rtol=2 * ulp, atol=0)
             off = (found["index"].int() - expected["m_codebook"].int()).abs()
-            assert off.max() <= (0 if dtype == torch.float32 else 1)
+            assert off.max() <= 1
             codes_off, elements = codes_off + int(off.sum()), elements + off.numel()
             # An update is about one learning rate, a code less than a tenth of it.
             near = LR * (8 * ulp if off.max() == 0 else 0.1)
             torch.testing.assert_close(q, p, rtol=4 * ulp, atol=near)
-    assert codes_off < elements / 500
+    assert codes_off < elements / (20_000 if dtype == torch.float32 else 500)
 
 
 def test_each_step_is_that_of_a_loop_over_elements() -> None:
