@@ -33,8 +33,7 @@ test: .venv/installed-dev ## Lint, types, import rules and the whole test suite
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
-	@OMP_NUM_THREADS=1 $(BIN)/pytest tests/gefen -n 2
-	@OMP_NUM_THREADS=1 $(BIN)/pytest tests/harness tests/reports -n 2 --dist worksteal
+	@OMP_NUM_THREADS=1 $(BIN)/pytest tests/gefen tests/harness tests/reports -n 2 --dist worksteal
 	@$(BIN)/pytest tests/pipeline
 
 # pip works on the installed torch alone: other installers would fetch gigabytes of CUDA packages.
