@@ -299,7 +299,7 @@ class Slurm(Threads):
         self.state.write_text("RUNNING|None\nPENDING|Priority\n")
         super().launch(folder, names[:-1])
         self.state.write_text("")
-        self.given_up.wait(10)  # as submitit waits for a job that was cancelled
+        self.given_up.wait(60)  # as submitit waits for a job that was cancelled
 
 
 @pytest.mark.parametrize("keep_running", [False, True])

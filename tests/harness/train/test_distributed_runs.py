@@ -47,7 +47,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     """What both ranks of `distributed_ranks.py` found."""
     folder = tmp_path_factory.mktemp("ranks")
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[2])}
     environment |= {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
     ended = subprocess.run(
         [*run, str(HERE / "distributed_ranks.py"), str(folder)],
