@@ -58,7 +58,11 @@ class CommandLine:
         `loader` knows the options that a glob stands for. Raises UserError for a sweep of nothing.
         """
         shared, axes = [], []
-        for override in OverridesParser.create(config_loader=loader).parse_overrides(self.words):
+        overrides = OverridesParser.create(config_loader=loader).parse_overrides(self.words)
+        last = {override.get_key_element(): override for override in overrides}
+        for override in overrides:
+            if override is not last[override.get_key_element()]:
+                continue  # given again further on, which counts
             if not override.is_sweep_override():
                 shared.append(str(override.input_line))
                 continue

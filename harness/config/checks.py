@@ -37,6 +37,7 @@ IMAGE_FAMILIES = tuple(
 LEAST_FOLDS = 3
 BYTE_TOKENS = 257  # 256 bytes and the end of a text
 SEEDS = 2**32  # numpy takes no larger one
+MOST_THREADS = 1024
 LONGEST_NAME = 200  # bytes; file systems allow 255
 
 
@@ -158,6 +159,10 @@ def _tasks_data(kind: str) -> tuple[str, ...]:
 def _check_run(config: RunConfig) -> None:
     _at_least(config, "", 1, "micro_batch", "grad_accumulation", "threads")
     _at_least(config, "", 2, "seq_len")
+    if (config.threads or 1) > MOST_THREADS:  # far beyond, a library of threads crashes
+        raise UserError(
+            f"threads={config.threads} is too large; the largest allowed is {MOST_THREADS}."
+        )
     for key in ("seed", "model_seed", "data_seed"):
         _at_least(config, "", 0, key)
         if (getattr(config, key) or 0) >= SEEDS:

@@ -10,6 +10,7 @@ alone and is counted as too short to be checked.
 """
 
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -25,6 +26,8 @@ _CUTS = 4
 # A character each of scripts that are written without spaces, else letters and digits in a row.
 _SPACELESS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff"
 _WORD = re.compile(rf"[{_SPACELESS}]|[^\W{_SPACELESS}]+")
+
+_INVISIBLE = re.compile("[\u00ad\u200b-\u200d\u2060\ufeff]")  # soft hyphens, spaces without width
 
 _Taker = Callable[[Sequence[Document], dict[str, int]], "_Windows"]
 Counts = dict[str, dict[str, int]]  # split -> what -> number of documents
@@ -120,8 +123,13 @@ def copies(documents: Sequence[Document], others: Sequence[Document]) -> np.ndar
 
 
 def normalised(text: str) -> str:
-    """The words of a text whatever their case, spacing and punctuation."""
-    return " ".join(_WORD.findall(text.casefold()))
+    """The words of a text whatever their case, spacing, punctuation and form in Unicode."""
+    return " ".join(_words(text))
+
+
+def _words(text: str) -> list[str]:
+    composed = unicodedata.normalize("NFKC", _INVISIBLE.sub("", text))
+    return _WORD.findall(composed.casefold())
 
 
 def _apart(
@@ -205,7 +213,7 @@ def _passages(documents: Sequence[Document], names: dict[str, int]) -> _Windows:
     parts = []
     for document in documents:
         lines = [line for line in document.text.splitlines() if line.strip()]
-        found = [_WORD.findall(line.casefold()) for line in lines]
+        found = [_words(line) for line in lines]
         words = [word for line in found for word in line]
         line_of = np.repeat(np.arange(len(lines)), [len(line) for line in found]).astype(np.int64)
         size = min(PASSAGE_WORDS, len(words))

@@ -246,3 +246,23 @@ def test_a_sweep_is_the_product_in_the_order_of_its_words() -> None:
         (name, seed) for name in ("adamw", "gefen") for seed in (0, 1)
     ]
     assert [p["data.path"] for p in points[:2]] == paths
+
+
+@pytest.mark.parametrize(
+    ("words", "shared", "points"),
+    [
+        (["a=1", "b=2", "a=3,4"], ["b=2"], [{"a": 3}, {"a": 4}]),
+        (["a=3,4", "b=2", "a=1"], ["b=2", "a=1"], [{}]),
+        (["a=1,2", "a=3,4"], [], [{"a": 3}, {"a": 4}]),
+    ],
+)
+def test_of_a_key_that_is_given_twice_the_last_counts(
+    words: list[str], shared: list[str], points: list[dict[str, int]]
+) -> None:
+    line = read(["-m", *words])
+    with hydra.initialize_config_dir(str(configs_dir()), version_base="1.3"):
+        engine = GlobalHydra.instance().hydra
+        assert engine is not None
+        found = line.points(engine.config_loader)
+    assert found[0] == shared
+    assert [{key: int(value) for key, value in point.items()} for point in found[1]] == points

@@ -76,6 +76,7 @@ def test_a_wrong_type_is_named(values: dict[str, object], sentence: str) -> None
         ({"threads": 0}, "threads=0 is too small"),
         ({"task__final_eval_tokens": 512}, "final_eval_tokens=512 is less than task.eval_tokens="),
         ({"seed": 2**32}, "seed=4294967296 is too large; the largest allowed is 4294967295"),
+        ({"threads": 100_000}, "threads=100000 is too large; the largest allowed is 1024"),
         ({"model_seed": 2**32}, "model_seed=4294967296 is too large"),
         ({"data_seed": -3}, "data_seed=-3 is too small; the least allowed is 0"),
         ({"optimizer__eps": math.inf}, "optimizer.eps=inf is not allowed"),

@@ -1,6 +1,8 @@
 """Splitting and near-duplicate removal against brute force over Python tuples."""
 
 import re
+import unicodedata
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -161,6 +163,22 @@ def test_changed_copies_of_rows_are_found_and_left_out(change: str, held: str) -
     assert overlap(kept[held], kept["train"])["passages_shared_with_train"] == 0
     assert kept[held] == copied
     assert list(copies(rows, copied)) == [True] * 20 + [False] * 20
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: unicodedata.normalize("NFD", text),
+        lambda text: text.replace("\u00e9", "\u00e9\u200b").replace(" ", "\u00ad "),
+        lambda text: text.translate({ord(c): ord(c) + 0xFEE0 for c in "abcdefghijklmnop"}),
+    ],
+    ids=["accents apart", "invisible characters", "full width"],
+)
+def test_copies_in_another_form_of_unicode_are_found(change: Callable[[str], str]) -> None:
+    rows = [Document(f"row {i}", row(i).replace("word", "m\u00e9tal")) for i in range(20)]
+    copied = [Document("copy", change(d.text)) for d in rows[:5]]
+    assert all(copy.text != d.text for copy, d in zip(copied, rows, strict=False))
+    assert list(copies(rows, copied)) == [True] * 5 + [False] * 15
 
 
 def test_a_row_inside_a_longer_line_or_file_is_cut() -> None:
