@@ -110,7 +110,7 @@ class Forked(Process):
             raise
         finally:
             os.close(write)
-        self._began = False
+        self._began = self._given_up = False
 
     def wait(self, seconds: float) -> int:
         deadline = time.monotonic() + seconds
@@ -122,13 +122,15 @@ class Forked(Process):
                 raise subprocess.TimeoutExpired(SERVER, seconds) from None
             except ConnectionResetError:
                 answer = b""
-            if not answer:  # it ended with its server, or that could not load
-                return self._server.exit_code()
+            if not answer:
+                # Given up before it began, else ended with its server, or that could not load.
+                return -signal.SIGKILL if self._given_up else self._server.exit_code()
             if self._began:
                 return int(answer)
             self._began = True
 
     def kill(self) -> None:
+        self._given_up = True
         with contextlib.suppress(OSError):
             self._answers.shutdown(socket.SHUT_WR)
         # A server that is still loading will not begin the cell.

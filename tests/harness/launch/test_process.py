@@ -8,12 +8,14 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -233,3 +235,21 @@ def test_a_forked_cell_computes_and_measures_what_a_fresh_process_does(
         assert files == {"core": "harness/train/setup.py", "optimizer": "gefen/optimizer.py"}
     # The start-up is the cell's own, not the server's, which had imported before it.
     assert forked.metrics["startup_import_seconds"] < fresh.metrics["startup_import_seconds"] / 2
+
+
+def test_a_cell_given_up_while_its_server_loads_does_not_wait_for_the_server() -> None:
+    """The server closes the worker's socket then without a word, and lives on."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    forked = process.Forked.__new__(process.Forked)
+    forked._answers, forked._began, forked._given_up = ours, False, False
+    forked._server = SimpleNamespace(exit_code=lambda: pytest.fail("waited for the server"))  # type: ignore[assignment]
+
+    def load() -> None:
+        theirs.recv(1)  # until the launcher closes its end
+        theirs.close()
+
+    loading = threading.Thread(target=load)
+    loading.start()
+    forked.kill()
+    loading.join(10)
+    assert forked.wait(1) == -signal.SIGKILL
