@@ -316,6 +316,7 @@ def test_interrupted_it_cancels_the_jobs_that_wait_in_a_queue(
     monkeypatch.setenv("SLURM_STATE", str(tmp_path / "state"))
     monkeypatch.setattr(dispatch, "QUEUE_SECONDS", 0.0)
     monkeypatch.setattr(dispatch, "QUEUE_POLL_SECONDS", 0.05)
+    monkeypatch.setattr(dispatch, "STOP_SECONDS", 2.0)
     planned = cells(3)
     engine = Slurm(tmp_path / "state", {planned[1].id: -1})
     told: list[dict[str, Any]] = []
